@@ -1,0 +1,159 @@
+"""Training throughput of gptfast against a plain PyTorch GPT-2 with nanoGPT's optimizer, interleaved in one process.
+
+    python benchmarks/train_cpu.py [--size small|gpt2] [--rounds 5] [--json FILE]
+
+Prints tokens/s of each way to train, its ratio to the plain fp32 and to the best plain one, and the share of the rate that
+this machine reaches in a large matrix multiplication of the same type.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from plain_gpt import PlainGPT, plain_optimizer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import gptfast
+from gptfast.optim import adamw
+from gptfast.precision import ComputeCopy, keep_memory
+
+SIZES = {"small": (6, 6, 384, 16, 256), "gpt2": (12, 12, 768, 4, 256)}  # layers, heads, width, batch, context
+VOCAB = 50304
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Options:
+    size: str = "small"
+    """small (6 layers, width 384, B=16) or gpt2 (12 layers, width 768, B=4); T=256."""
+    rounds: int = 5
+    """Timed steps of each; they take turns."""
+    only: tuple[str, ...] = ()
+    """Run only these rows."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+def plain_step(size: tuple[int, ...], bf16: bool, compiled: bool) -> Step:
+    layers, heads, width, _, context = size
+    model = PlainGPT(layers, heads, width, context, VOCAB)
+    optimizer = plain_optimizer(model)
+    run = torch.compile(model) if compiled else model
+
+    def step(idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            loss = run(idx, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def gptfast_step(size: tuple[int, ...], compiled: bool) -> Step:
+    layers, heads, width, _, context = size
+    config = gptfast.GPTConfig(VOCAB, context, layers, heads, width)
+    copy = ComputeCopy(gptfast.GPT(config), torch.bfloat16)
+    optimizer = adamw(copy.master, 6e-4)
+    run = torch.compile(copy.model) if compiled else copy.model
+
+    def step(idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        copy.clear_gradients()
+        loss = run(idx, targets)
+        loss.backward()
+        copy.collect_gradients()
+        nn.utils.clip_grad_norm_(copy.master.parameters(), 1.0)
+        optimizer.step()
+        copy.refresh()
+        return loss.detach()
+
+    return step
+
+
+def matmul_rate(dtype: torch.dtype, n: int = 2048) -> float:
+    """FLOP/s of an n x n x n multiplication, the best of 10."""
+    a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)
+
+
+def main(options: Options) -> None:
+    size = SIZES[options.size]
+    layers, heads, width, batch, context = size
+    rows: dict[str, Callable[[], Step]] = {
+        "plain fp32": lambda: plain_step(size, bf16=False, compiled=False),
+        "plain bf16 autocast": lambda: plain_step(size, bf16=True, compiled=False),
+        "plain bf16 autocast + compile": lambda: plain_step(size, bf16=True, compiled=True),
+        "gptfast bf16": lambda: gptfast_step(size, compiled=False),
+        "gptfast bf16 + compile": lambda: gptfast_step(size, compiled=True),
+    }
+    rows = {name: make for name, make in rows.items() if not options.only or name in options.only}
+    console = Console()
+    steps, times = {}, {name: [] for name in rows}
+
+    def timed(name: str) -> float:
+        idx, targets = torch.randint(VOCAB, (2, batch, context)).unbind()
+        start = time.perf_counter()
+        loss = steps[name](idx, targets)
+        seconds = time.perf_counter() - start
+        assert 9 < loss.item() < 13, f"{name}: the loss of random tokens is {loss.item()}"
+        return seconds
+
+    with console.status("first steps"):
+        for name, make in rows.items():
+            # The plain baseline runs with the C library's allocator as it is, gptfast with its own setting: see `main`'s end.
+            torch.manual_seed(0)
+            steps[name] = make()
+            timed(name)
+    with console.status("timing"):
+        for _ in range(options.rounds):
+            for name in rows:
+                times[name].append(timed(name))
+    model = gptfast.GPT(gptfast.GPTConfig(VOCAB, context, layers, heads, width))
+    flops = model.flops_per_token() * batch * context
+    rate = {"fp32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)}
+    best = {name: sorted(t)[len(t) // 2] for name, t in times.items()}
+    table = Table(title=f"{options.size}: {layers} layers, width {width}, B={batch}, T={context}, V={VOCAB}")
+    for column in ("", "s/step", "tokens/s", "x plain fp32", "x best plain", "of matmul"):
+        table.add_column(column, justify="right" if column else "left")
+    plain = [best[n] for n in best if n.startswith("plain")] or [float("nan")]
+    results = {}
+    for name, seconds in best.items():
+        peak = rate["fp32" if "fp32" in name else "bf16"]
+        results[name] = {
+            "seconds": seconds,
+            "tokens_per_second": batch * context / seconds,
+            "times_plain_fp32": best.get("plain fp32", float("nan")) / seconds,
+            "times_best_plain": min(plain) / seconds,
+            "share_of_matmul": flops / seconds / peak,
+        }
+        r = results[name]
+        table.add_row(
+            name, f"{seconds:.2f}", f"{r['tokens_per_second']:,.0f}", f"{r['times_plain_fp32']:.2f}",
+            f"{r['times_best_plain']:.2f}", f"{r['share_of_matmul']:.0%}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(", ".join(f"{k} matmul {v / 1e9:,.0f} GFLOP/s" for k, v in rate.items()))
+    if options.json:
+        machine = {"torch": torch.__version__, "cpu": platform.processor(), "threads": torch.get_num_threads()}
+        options.json.write_text(json.dumps({"machine": machine, "matmul": rate, "size": options.size, "rows": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

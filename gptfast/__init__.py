@@ -1,0 +1,39 @@
+"""gptfast: the GPT-2 path in PyTorch, from raw text to a fine-tuned model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import data, kernels, ops
+    from .config import GPTConfig
+    from .errors import GptfastError
+    from .model import GPT
+    from .tokenizer import Encoding, get_encoding
+
+# Names load on first use, so that `import gptfast` and the command line start at once.
+_HOME = {
+    "GPT": "model",
+    "GPTConfig": "config",
+    "GptfastError": "errors",
+    "Encoding": "tokenizer",
+    "get_encoding": "tokenizer",
+}
+_MODULES = ("data", "kernels", "ops")
+
+__all__ = ["GPT", "Encoding", "GPTConfig", "GptfastError", "data", "get_encoding", "kernels", "ops"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,153 @@
+"""The fastest form of each operation in PyTorch's own (ATen) kernels: what runs where no Triton kernel does.
+
+Signatures are those of `gptfast.kernels.reference`. `gptfast.ops` decides when these run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .kernels import reference
+
+# Rows of logits held at once by `linear_cross_entropy`, in bytes of logits. Chunks this size keep the matrix multiplications at
+# full rate; the softmax works on blocks of SOFTMAX_BYTES inside them, so that its fp32 copy stays in the cache.
+CHUNK_BYTES = 128 << 20
+SOFTMAX_BYTES = 8 << 20
+
+# On a CPU, ATen's fused attention gains only once the [T, T] scores leave the cache; measured in docs/performance.md.
+CPU_FUSED_FROM = 1024
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
+    masked = window is not None or cu_seqlens is not None or 1 < Tq < Tk
+    if not q.is_cuda and not masked and Tq == Tk < CPU_FUSED_FROM and H == Hkv and not dropout_p:
+        q, k, v = (x.transpose(1, 2).reshape(B * H, Tq, D) for x in (q, k, v))
+        y = _ShortAttention.apply(q, k, v, D**-0.5 if scale is None else scale)
+        return y.view(B, H, Tq, D).transpose(1, 2)
+    mask = None
+    if masked:
+        mask = reference.attention_mask(Tq, Tk, window=window, device=q.device, cu_seqlens=cu_seqlens)
+        mask = mask[:, None] if cu_seqlens is not None else mask
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, dropout_p=dropout_p, scale=scale,
+        is_causal=mask is None and Tq > 1, enable_gqa=H != Hkv,
+    )  # fmt: skip
+    return y.transpose(1, 2)  # [B, T, H, D]
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Attention with the scores in memory: batched matrix multiplications over q, k, v [N, T, D], N = B * H.
+
+    The scores are fp32, as in ATen's fused kernel: in bf16 their rounding alone doubles the error. With P = softmax(S), dP = dO V^T:
+    dV = P^T dO, dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        T = q.shape[1]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        above = torch.full((T, T), -math.inf, dtype=wide).triu(1)
+        p = torch.softmax(torch.baddbmm(above, q.to(wide), k.to(wide).mT, alpha=scale), dim=-1).to(q.dtype)  # [N, T, T]
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        return p @ v
+
+    @staticmethod
+    def backward(ctx, do: Tensor):
+        q, k, v, p = ctx.saved_tensors
+        dp = do @ v.mT
+        ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+        return (ds @ k).mul_(ctx.scale), (ds.mT @ q).mul_(ctx.scale), p.mT @ do, None
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
+def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, dropout_p: float = 0.0, start: int = 0) -> Tensor:
+    x = F.embedding(idx, wte) + wpe[start : start + idx.shape[1]]
+    return F.dropout(x, dropout_p) if dropout_p else x
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """Loss and both gradients from chunks of logits that are overwritten by their own gradient: [N, V] is never held.
+
+    The gradients are made in the forward, while the logits are at hand, and scaled in the backward. Per-token losses that need a
+    gradient take the plain way, with all logits.
+    """
+    gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if gradients and reduction == "none":
+        return F.cross_entropy((x @ weight.T).float(), targets, ignore_index=ignore_index, reduction="none")
+    return _chunked_cross_entropy(x, weight, targets, ignore_index, reduction, gradients)[0]
+
+
+@torch.library.custom_op("gptfast::chunked_cross_entropy", mutates_args=())
+def _chunked_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss in fp32 (fp64 of fp64), and its gradients by x [N, C] and weight [V, C] (empty if not asked for)."""
+    N, V = x.shape[0], weight.shape[0]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    kept = targets != ignore_index
+    scale = kept.to(wide) / (kept.sum() if reduction == "mean" else 1)  # [N]
+    targets = targets.where(kept, 0)[:, None]
+    losses = x.new_empty(N, dtype=wide)
+    dx = torch.empty_like(x) if gradients else x.new_empty(0)
+    dw = torch.zeros_like(weight, dtype=wide) if gradients else x.new_empty(0)
+    chunk = math.ceil(N / max(1, math.ceil(N * V * x.element_size() / CHUNK_BYTES)))
+    block = max(1, SOFTMAX_BYTES // (V * 4))
+    for start in range(0, N, chunk):
+        rows = slice(start, start + chunk)
+        logits = x[rows] @ weight.T  # [n, V]
+        for z, t, loss in zip(logits.split(block), targets[rows].split(block), losses[rows].split(block), strict=True):
+            p = torch.softmax(z, dim=1, dtype=wide)
+            # loss = (max(z) - z_t) + log sum exp(z - max(z)), and the largest p is one over that sum
+            loss.copy_(((z.amax(1, keepdim=True).to(wide) - z.gather(1, t)) - p.amax(1, keepdim=True).log())[:, 0])
+            if gradients:
+                z.copy_(p)
+                z.scatter_(1, t, (p.gather(1, t) - 1).to(z.dtype))
+        if gradients:
+            torch.mm(logits, weight, out=dx[rows])
+            dw += logits.T @ (x[rows] * scale[rows, None]).to(x.dtype)
+    if gradients:
+        dx.mul_(scale[:, None])
+    losses = losses.mul_(scale).nan_to_num_(0.0) if reduction == "none" else (losses * scale).sum()
+    return losses, dx, dw.to(weight.dtype)
+
+
+@_chunked_cross_entropy.register_fake
+def _(x, weight, targets, ignore_index, reduction, gradients):
+    losses = x.new_empty(x.shape[:1] if reduction == "none" else (), dtype=torch.promote_types(x.dtype, torch.float32))
+    return losses, x.new_empty(x.shape if gradients else 0), x.new_empty(weight.shape if gradients else 0)
+
+
+def _save_gradients(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:])
+
+
+def _scale_gradients(ctx, grad: Tensor, *_):
+    dx, dw = ctx.saved_tensors
+    return dx * grad.to(dx.dtype), dw * grad.to(dw.dtype), None, None, None, None
+
+
+_chunked_cross_entropy.register_autograd(_scale_gradients, setup_context=_save_gradients)

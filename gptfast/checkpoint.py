@@ -1,0 +1,123 @@
+"""Checkpoints: `checkpoints/step-000500/` holds a model folder in Hugging Face's layout and what training needs to go on.
+
+    config.json, model.safetensors   the model, as `GPT.save_pretrained` writes it
+    optimizer.safetensors            AdamW's moments by parameter name, and the random states
+    state.json                       step, tokenizer, position in the data, best validation loss
+
+A checkpoint is written to a hidden folder, synced, and renamed: under its own name it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import GptfastError
+from .files import fsync_folder, read_json, write_json
+from .model import GPT
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The whole checkpoints of a run by step, in order."""
+    found = {int(m[1]): p for p in (run / "checkpoints").glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))}
+    return dict(sorted(found.items()))
+
+
+def find_checkpoint(path: Path, which: str = "best") -> Path:
+    """The model folder that `path` means: itself, or of a run the "best", the "last" or a step's."""
+    if (path / "model.safetensors").is_file():
+        return path
+    found = checkpoints(path)
+    if not found:
+        raise GptfastError(f"{path} is neither a run with checkpoints nor a model folder; check the path")
+    if which == "best" and (path / "checkpoints" / "best.json").is_file():
+        best = read_json(path / "checkpoints" / "best.json")["step"]
+        if best in found:
+            return found[best]
+    if which in ("best", "last"):
+        return found[max(found)]
+    if not which.isdigit() or int(which) not in found:
+        raise GptfastError(f"{path} has no checkpoint {which!r}; it has best, last, {', '.join(map(str, found))}")
+    return found[int(which)]
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / "state.json") if (folder / "state.json").is_file() else None
+
+
+def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint of state["step"], record the best, and delete all but the last `keep` and the best."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    root = run / "checkpoints"
+    final = root / f"step-{state['step']:06d}"
+    hidden = root / f".{final.name}.tmp"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(".*.tmp"):
+            shutil.rmtree(stale)
+        hidden.mkdir()
+        model.save_pretrained(hidden)
+        save_file(_training_tensors(model, optimizer), hidden / "optimizer.safetensors")
+        with open(hidden / "optimizer.safetensors", "rb") as file:
+            os.fsync(file.fileno())
+        write_json(hidden / "state.json", state)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(hidden, final)
+        fsync_folder(root)
+    except (OSError, SafetensorError, GptfastError) as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        last = max(checkpoints(run).values(), default=None)
+        raise GptfastError(
+            f"the checkpoint of step {state['step']} could not be written ({error}); "
+            f"the last whole one is {last}; free some space and go on with --resume"
+        ) from error
+    best = state["best"]["step"] if state["best"] else None
+    if best == state["step"]:
+        write_json(root / "best.json", state["best"])
+    for step, folder in list(checkpoints(run).items())[:-keep]:
+        if step != best:
+            # Renamed first, so that a kill while deleting leaves no half checkpoint under a checkpoint's name.
+            doomed = folder.with_name(f".{folder.name}.tmp")
+            os.replace(folder, doomed)
+            shutil.rmtree(doomed)
+    return final
+
+
+def _training_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():  # step, exp_avg, exp_avg_sq
+            tensors[f"{key}.{name}"] = value
+    return tensors
+
+
+def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    """Set the model's parameters, the optimizer's moments and the random states to those of a checkpoint, bit for bit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise GptfastError(f"{folder / 'optimizer.safetensors'} cannot be read ({error}); resume from another step") from error
+    model.load_state_dict(GPT.from_pretrained(folder).state_dict())
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            key: (value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device))
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if (value := tensors.get(f"{key}.{name}")) is not None
+        }
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])

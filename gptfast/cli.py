@@ -1,0 +1,55 @@
+"""`gptfast <command>`: finds the command's module, and turns what the user can mend into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from . import __version__
+from .errors import GptfastError
+
+COMMANDS = {
+    "data prepare": ("gptfast.data.prepare", "turn text into token shards"),
+    "pretrain": ("gptfast.pretrain", "train a GPT on prepared tokens"),
+    "generate": ("gptfast.generate", "continue a prompt with a trained model"),
+    "demo": ("gptfast.demo", "prepare, pretrain and sample in three minutes"),
+    "doctor": ("gptfast.doctor", "what this machine has, and what mends what it lacks"),
+}
+
+
+def usage() -> str:
+    lines = [f"gptfast {__version__}: the GPT-2 path in PyTorch, from raw text to a trained model", "", "usage: gptfast <command> [flags]", ""]
+    lines += [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join([*lines, "", "`gptfast <command> --help` lists its flags."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit status: 0, or 2 for what the user can mend."""
+    args = sys.argv[1:] if argv is None else argv
+    if args and args[0] in ("--version", "-V"):
+        print(f"gptfast {__version__}")
+        return 0
+    for words in (2, 1):
+        name = " ".join(args[:words])
+        if name in COMMANDS:
+            try:
+                return importlib.import_module(COMMANDS[name][0]).main(args[words:]) or 0
+            except GptfastError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)
+                return 130
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    import difflib
+
+    near = difflib.get_close_matches(" ".join(args[:2]), COMMANDS, n=1, cutoff=0.4)
+    hint = f"; did you mean `gptfast {near[0]}`?" if near else ""
+    print(f"error: no command {args[0]!r}{hint}\n\n{usage()}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

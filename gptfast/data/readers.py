@@ -1,0 +1,269 @@
+"""Files to documents: find the inputs, decompress, decode, and hand over text in pieces of bounded size."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import glob
+import gzip
+import itertools
+import json
+import lzma
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import GptfastError
+from ..tokenizer import END_OF_TEXT
+
+FORMATS = (".txt", ".jsonl", ".parquet")
+COMPRESSIONS = (".gz", ".xz", ".zst")
+BLOCK_BYTES = 1 << 18  # read at a time, after decompression
+BOM = "\ufeff"
+PIECE_CHARS = 1 << 18  # a piece ends at the first safe place from here on ...
+LONGEST_PIECE_CHARS = 1 << 20  # ... or, in text without any, here
+
+# Where text can be cut without changing its tokens: no pattern of GPT-2's or its successors' pre-tokenizers matches
+# across the left edge of a space that follows a non-space, nor across the right edge of a lone newline. ("/" can
+# follow a newline inside one o200k match. Python's \s holds all of the patterns' \s.)
+SAFE_CUT = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=[^\s/])")
+
+OnRead = Callable[[int], None]  # told the number of bytes just read from the file as it lies on disk
+
+
+class Piece(NamedTuple):
+    """A stretch of one document, in order; `ends` on the document's last piece."""
+
+    text: str
+    ends: bool
+
+
+def find_inputs(inputs: Sequence[str]) -> list[Path]:
+    """The files that `inputs` (files, folders, globs) name, in a fixed order, each once. Raises GptfastError."""
+    found: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_file():
+            _format(path)
+            matches = [path]
+        elif path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.is_file() and _known(p))
+        else:
+            matches = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file() and _known(p))
+            if not matches and not glob.has_magic(name):
+                raise GptfastError(f"no such file or folder: {name}")
+        if not matches:
+            raise GptfastError(f"{name} matches no file that ends in {', '.join(FORMATS)} (or those with .gz/.xz/.zst)")
+        found.update((match.resolve(), None) for match in matches)
+    if not found:
+        raise GptfastError("no input: name at least one file, folder or glob")
+    return list(found)
+
+
+def read_pieces(
+    paths: Sequence[Path], field: str = "text", replace_invalid: bool = False, on_read: OnRead = lambda n: None
+) -> Iterator[Piece]:
+    """Every document that is not blank, of every file, in order, in pieces.
+
+    Memory is bounded for .txt of any size; a record of .jsonl or .parquet must fit in memory.
+    Raises GptfastError that names the file and the place in it.
+    """
+    for path in paths:
+        reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[_format(path)]
+        try:
+            yield from reader(path, field, replace_invalid, on_read)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise GptfastError(f"cannot read {path}: {error}; the file may be damaged or cut short") from error
+
+
+def _known(path: Path) -> bool:
+    try:
+        _format(path)
+    except GptfastError:
+        return False
+    return not path.name.startswith(".")
+
+
+def _format(path: Path) -> str:
+    name = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    if name.suffix not in FORMATS:
+        raise GptfastError(f"{path} does not end in {', '.join(FORMATS)} (or those with {'/'.join(COMPRESSIONS)})")
+    return name.suffix
+
+
+def _blocks(path: Path, on_read: OnRead) -> Iterator[bytes]:
+    """The file's content, decompressed."""
+    if path.suffix == ".zst":
+        yield from _zstd_blocks(path, on_read)
+        return
+    with open(path, "rb") as raw:
+        opened: Any = raw
+        if path.suffix in (".gz", ".xz"):
+            opened = gzip.open(raw) if path.suffix == ".gz" else lzma.open(raw)
+        told = 0
+        while block := opened.read(BLOCK_BYTES):
+            on_read(raw.tell() - told)
+            told = raw.tell()
+            yield block
+
+
+def _zstd_blocks(path: Path, on_read: OnRead) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise GptfastError(f"reading {path} needs the package zstandard: pip install zstandard") from None
+    # zstandard's stream reader takes a file that is cut short for one that has ended, so frames are followed here.
+    frame = None
+    try:
+        with open(path, "rb") as raw:
+            while data := raw.read(1 << 14):
+                on_read(len(data))
+                while data:
+                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                    if text := frame.decompress(data):
+                        yield text
+                    data = b""
+                    if frame.eof:
+                        data, frame = frame.unused_data, None
+    except zstandard.ZstdError as error:
+        raise GptfastError(f"cannot read {path}: {error}; the file may be damaged") from error
+    if frame is not None:
+        raise EOFError("the compressed file ended before its end marker")
+
+
+def _decoded(path: Path, replace_invalid: bool, on_read: OnRead) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace" if replace_invalid else "strict")
+    offset = 0  # of the block at hand, in the decompressed stream
+    begun = False
+    for block in itertools.chain(_blocks(path, on_read), (b"",)):
+        held = len(decoder.getstate()[0])  # bytes of an unfinished character, from earlier blocks
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise GptfastError(_not_utf8(path, error, f"at byte {offset - held + error.start:,}")) from None
+        offset += len(block)
+        if text and not begun:
+            begun, text = True, text.removeprefix(BOM)
+        yield text
+
+
+def _not_utf8(path: Path, error: UnicodeError, where: str) -> str:
+    reason = getattr(error, "reason", error)
+    return f"{path} is not UTF-8 {where}: {reason}; convert it, or pass --invalid-utf8 replace to put U+FFFD there"
+
+
+def _decode_record(path: Path, record: bytes, replace_invalid: bool, where: str) -> str:
+    try:
+        return record.decode("utf-8", "replace" if replace_invalid else "strict")
+    except UnicodeDecodeError as error:
+        raise GptfastError(_not_utf8(path, error, f"{where}, byte {error.start:,} of it")) from None
+
+
+def _read_txt(path: Path, field: str, replace_invalid: bool, on_read: OnRead) -> Iterator[Piece]:
+    yield from _cut(_split_documents(_decoded(path, replace_invalid, on_read)))
+
+
+def _read_jsonl(path: Path, field: str, replace_invalid: bool, on_read: OnRead) -> Iterator[Piece]:
+    for number, line in enumerate(_lines(_blocks(path, on_read)), start=1):
+        text = _decode_record(path, line, replace_invalid, f"in line {number:,}")
+        if number == 1:
+            text = text.removeprefix(BOM)
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise GptfastError(f"{path}, line {number:,} is not JSON: {error}; every line must be one object") from None
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            has = f"it has {', '.join(map(repr, record))}" if isinstance(record, dict) else "it is no object"
+            raise GptfastError(f"{path}, line {number:,} has no text field {field!r} ({has}); name it with --field")
+        value = record[field]
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which is no character
+            if not replace_invalid:
+                raise GptfastError(_not_utf8(path, error, f"in line {number:,}")) from None
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield from _cut([(value, True)])
+
+
+def _read_parquet(path: Path, field: str, replace_invalid: bool, on_read: OnRead) -> Iterator[Piece]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise GptfastError(f"reading {path} needs the package pyarrow: pip install pyarrow") from None
+    with contextlib.ExitStack() as stack:
+        source: Any = path
+        if path.suffix in COMPRESSIONS:  # Parquet is read from its end, which a compressed stream cannot do
+            source = stack.enter_context(tempfile.TemporaryFile())
+            for block in _blocks(path, lambda n: None):
+                source.write(block)
+        try:
+            file = stack.enter_context(pyarrow.parquet.ParquetFile(source))
+            if field not in file.schema_arrow.names:
+                names = ", ".join(map(repr, file.schema_arrow.names))
+                raise GptfastError(f"{path} has no column {field!r}, only {names}; name it with --field")
+            row, told, size = 0, 0, path.stat().st_size
+            for batch in file.iter_batches(batch_size=256, columns=[field]):
+                for value in batch.column(0).cast(pyarrow.large_binary()):
+                    row += 1
+                    if (record := value.as_py()) is None:
+                        raise GptfastError(f"{path}, row {row:,} has no text in column {field!r}; remove such rows")
+                    yield from _cut([(_decode_record(path, record, replace_invalid, f"in row {row:,}"), True)])
+                on_read(size * row // file.metadata.num_rows - told)
+                told = size * row // file.metadata.num_rows
+        except pyarrow.ArrowException as error:
+            raise GptfastError(f"cannot read {path}, column {field!r}: {error}") from error
+
+
+def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    for block in blocks:
+        first, *more = block.split(b"\n")
+        parts.append(first)
+        for line in more:
+            yield b"".join(parts)
+            parts = [line]
+    yield b"".join(parts)
+
+
+def _split_documents(blocks: Iterator[str]) -> Iterator[tuple[str, bool]]:
+    """Fragments of documents, True on a document's last: <|endoftext|> in a text separates documents.
+
+    A line break directly before and after it belongs to the separator, which often stands on a line of its own.
+    """
+    keep = len(END_OF_TEXT) + 1  # a separator and the line break before it may lie across two blocks
+    held, fresh = "", False  # fresh: held begins right after a separator
+    for block in blocks:
+        *documents, rest = (held + block).split(END_OF_TEXT)
+        for document in documents:
+            yield re.sub(r"\r?\n\Z", "", re.sub(r"\A\r?\n", "", document) if fresh else document), True
+            fresh = True
+        if fresh and len(rest) >= 2:
+            rest, fresh = re.sub(r"\A\r?\n", "", rest), False
+        ready = 0 if fresh else max(len(rest) - keep, 0)
+        yield rest[:ready], False
+        held = rest[ready:]
+    yield re.sub(r"\A\r?\n", "", held) if fresh else held, True
+
+
+def _cut(fragments: Iterable[tuple[str, bool]]) -> Iterator[Piece]:
+    """Pieces that depend only on the text, not on how it came in fragments; none for a blank document."""
+    text, at, begun = "", 0, False
+    for fragment, ends in fragments:
+        text, at = text[at:] + fragment, 0
+        while len(text) > at + PIECE_CHARS:
+            found = SAFE_CUT.search(text, at + PIECE_CHARS, at + LONGEST_PIECE_CHARS)
+            if found is None and len(text) <= at + LONGEST_PIECE_CHARS:
+                break
+            cut = found.start() if found else at + LONGEST_PIECE_CHARS
+            yield Piece(text[at:cut], False)
+            at, begun = cut, True
+        if ends:
+            if begun or text.strip():  # a blank document is only what lies around separators
+                yield Piece(text[at:], True)
+            text, at, begun = "", 0, False

@@ -1,0 +1,204 @@
+"""GPT-2 in one file: token and position embedding, pre-LayerNorm blocks, a head tied to the embedding.
+
+Radford et al. 2019, with the initialisation of section 2.3. Parameter names are those of Hugging Face's GPT-2 and of nanoGPT;
+matrices are [out, in] as in `nn.Linear`. All arithmetic goes through `gptfast.ops`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import ops
+from .config import GPTConfig
+from .errors import GptfastError
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the positions so far: k and v [L, B, context, H, D], of which `length` are filled."""
+
+    k: Tensor
+    v: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, model: GPT, batch: int) -> KVCache:
+        c = model.config
+        shape = (c.n_layer, batch, c.context_length, c.n_head, c.n_embd // c.n_head)
+        k = model.wte.weight.new_empty(shape)
+        return cls(k, torch.empty_like(k))
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v [B, T, H, D] behind the filled positions; return all keys and values [B, length + T, H, D]."""
+        end = self.length + k.shape[1]
+        self.k[layer, :, self.length : end] = k
+        self.v[layer, :, self.length : end] = v
+        return self.k[layer, :, :end], self.v[layer, :, :end]
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
+        self.eps = config.layer_norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.layer, self.heads, self.window, self.dropout = layer, config.n_head, config.windows[layer], config.dropout
+        self.c_attn = nn.Linear(C, 3 * C, bias=config.bias and config.qkv_bias)
+        self.c_proj = nn.Linear(C, C, bias=config.bias)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.heads, C // self.heads).unbind(2)  # [B, T, H, D], in place
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = ops.causal_attention(q, k, v, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
+        return F.dropout(self.c_proj(y.reshape(B, T, C)), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.c_fc = nn.Linear(C, 4 * C, bias=config.bias)
+        self.c_proj = nn.Linear(4 * C, C, bias=config.bias)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.c_proj(ops.gelu(self.c_fc(x))), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = LayerNorm(config), LayerNorm(config)
+        self.attn, self.mlp = Attention(config, layer), MLP(config)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cu_seqlens, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.context_length, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = LayerNorm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.lm_head.weight = self.wte.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02), biases zero, and the projections into the residual stream smaller by sqrt(2 n_layer)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                into_residual = name.endswith("c_proj.weight")
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if into_residual else 0.02)
+
+    def num_parameters(self) -> int:
+        """Parameters, a tied head counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """Of one forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, appendix B), N without the position table."""
+        c = self.config
+        return 6 * (self.num_parameters() - self.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * c.context_length
+
+    def hidden(self, idx: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """The final LayerNorm's output [B, T, C] for idx int64 [B, T], which follows what `cache` already holds."""
+        start = cache.length if cache is not None else 0
+        if start + idx.shape[1] > self.config.context_length:
+            raise GptfastError(
+                f"{start + idx.shape[1]} tokens do not fit the model's context of {self.config.context_length}; "
+                "pass fewer, or a model with a larger context_length"
+            )
+        dropout = self.config.dropout if self.training else 0.0
+        x = ops.embedding(idx, self.wte.weight, self.wpe.weight, dropout, start)
+        for block in self.h:
+            x = block(x, cu_seqlens, cache)
+        if cache is not None:
+            cache.length += idx.shape[1]
+        return self.ln_f(x)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cu_seqlens: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Logits [B, T, V] for idx int64 [B, T], or with `targets` [B, T] the mean loss, an fp32 scalar.
+
+        targets are already shifted: targets[:, t] is the token after idx[:, t]; -100 is ignored. cu_seqlens int32 holds document
+        boundaries over the flattened [B * T] positions: attention stays inside a document.
+        """
+        x = self.hidden(idx, cu_seqlens, cache)
+        if targets is None:
+            return self.lm_head(x)
+        return ops.linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+
+    def stream(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_id: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield one new token [B] a step; see `generate`."""
+        from .generate import stream
+
+        return stream(self, idx, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_id: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue idx int64 [B, T] by sampling, up to max_new_tokens: [B, T + new].
+
+        temperature 0 takes the likeliest token; top_k keeps the k likeliest, top_p the fewest whose probabilities reach p
+        (Holtzman et al. 2020). After `eos_id` a row is filled with it, and all stop when every row has ended. Past the context the
+        window slides: each further token sees the last context_length tokens.
+        """
+        new = list(self.stream(idx, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
+        return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> GPT:
+        """A model from a folder in Hugging Face's layout: config.json and model.safetensors."""
+        from .weights import load
+
+        return load(path)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors as transformers' GPT2LMHeadModel reads them, each whole or not at all."""
+        from .weights import save
+
+        save(self, path)

@@ -1,0 +1,28 @@
+"""Fixtures for every test. Data outside the project is optional: its tests skip, and say so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("GPTFAST_SHARED", Path(__file__).parents[2] / "shared"))
+
+if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken").is_dir():
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real texts; set GPTFAST_SHARED to the folder that holds `data` and `tiktoken`."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"real texts not found at {SHARED / 'data'}; set GPTFAST_SHARED to run this test")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def gpt2_vocabulary() -> None:
+    """Skips where GPT-2's vocabulary is neither cached nor shared (a fresh machine without a network)."""
+    if not (SHARED / "tiktoken").is_dir() and "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("GPT-2's vocabulary is not on this machine; set TIKTOKEN_CACHE_DIR to run this test")
