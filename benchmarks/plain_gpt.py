@@ -1,8 +1,8 @@
 """A plain PyTorch GPT-2 and its optimizer: the baseline that gptfast's training is measured against.
 
-It does what nanoGPT's `GPT` does, operation for operation (separate matrix multiplications, SDPA, `nn.GELU`, a bias-free
-LayerNorm option left out, logits of the whole batch in one tensor, `F.cross_entropy` on them, fused AdamW in two groups,
-`clip_grad_norm_`), so that a ratio against it is a ratio against what people run today.
+It does what nanoGPT's `GPT` does, operation for operation (separate matrix multiplications, SDPA, `nn.GELU`, a
+bias-free LayerNorm option left out, logits of the whole batch in one tensor, `F.cross_entropy` on them, fused AdamW in
+two groups, `clip_grad_norm_`), so that a ratio against it is a ratio against what people run today.
 """
 
 from __future__ import annotations

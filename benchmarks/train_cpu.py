@@ -2,8 +2,8 @@
 
     python benchmarks/train_cpu.py [--size small|gpt2] [--rounds 5] [--json FILE]
 
-Prints tokens/s of each way to train, its ratio to the plain fp32 and to the best plain one, and the share of the rate that
-this machine reaches in a large matrix multiplication of the same type.
+Prints tokens/s of each way to train, its ratio to the plain fp32 and to the best plain one, and the share of the rate
+that this machine reaches in a large matrix multiplication of the same type.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 
 import gptfast
 from gptfast.optim import adamw
-from gptfast.precision import ComputeCopy, keep_memory
+from gptfast.precision import ComputeCopy
 
 SIZES = {"small": (6, 6, 384, 16, 256), "gpt2": (12, 12, 768, 4, 256)}  # layers, heads, width, batch, context
 VOCAB = 50304
@@ -117,7 +117,8 @@ def main(options: Options) -> None:
 
     with console.status("first steps"):
         for name, make in rows.items():
-            # The plain baseline runs with the C library's allocator as it is, gptfast with its own setting: see `main`'s end.
+            # The plain baseline runs with the C library's allocator as it is, gptfast with its own setting: see
+            # `main`'s end.
             torch.manual_seed(0)
             steps[name] = make()
             timed(name)
@@ -152,7 +153,9 @@ def main(options: Options) -> None:
     console.print(", ".join(f"{k} matmul {v / 1e9:,.0f} GFLOP/s" for k, v in rate.items()))
     if options.json:
         machine = {"torch": torch.__version__, "cpu": platform.processor(), "threads": torch.get_num_threads()}
-        options.json.write_text(json.dumps({"machine": machine, "matmul": rate, "size": options.size, "rows": results}, indent=2))
+        options.json.write_text(
+            json.dumps({"machine": machine, "matmul": rate, "size": options.size, "rows": results}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Signatures are those of `gptfast.kernels.reference`. `gptfast.ops` decides when 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from torch.nn import functional as F
 
 from .kernels import reference
 
-# Rows of logits held at once by `linear_cross_entropy`, in bytes of logits. Chunks this size keep the matrix multiplications at
-# full rate; the softmax works on blocks of SOFTMAX_BYTES inside them, so that its fp32 copy stays in the cache.
+# Rows of logits held at once by `linear_cross_entropy`, in bytes of logits. Chunks this size keep the matrix
+# multiplications at full rate; the softmax works on blocks of SOFTMAX_BYTES inside them, so that its fp32 copy stays in
+# the cache.
 CHUNK_BYTES = 128 << 20
 SOFTMAX_BYTES = 8 << 20
 
@@ -52,12 +54,12 @@ def causal_attention(
 class _ShortAttention(torch.autograd.Function):
     """Attention with the scores in memory: batched matrix multiplications over q, k, v [N, T, D], N = B * H.
 
-    The scores are fp32, as in ATen's fused kernel: in bf16 their rounding alone doubles the error. With P = softmax(S), dP = dO V^T:
-    dV = P^T dO, dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q.
+    The scores are fp32, as in ATen's fused kernel: in bf16 their rounding alone doubles the error. With P = softmax(S),
+    dP = dO V^T: dV = P^T dO, dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q.
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         T = q.shape[1]
         wide = torch.promote_types(q.dtype, torch.float32)
         above = torch.full((T, T), -math.inf, dtype=wide).triu(1)
@@ -67,7 +69,7 @@ class _ShortAttention(torch.autograd.Function):
         return p @ v
 
     @staticmethod
-    def backward(ctx, do: Tensor):
+    def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
         dp = do @ v.mT
         ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
@@ -92,8 +94,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Loss and both gradients from chunks of logits that are overwritten by their own gradient: [N, V] is never held.
 
-    The gradients are made in the forward, while the logits are at hand, and scaled in the backward. Per-token losses that need a
-    gradient take the plain way, with all logits.
+    The gradients are made in the forward, while the logits are at hand, and scaled in the backward. Per-token losses
+    that need a gradient take the plain way, with all logits.
     """
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients and reduction == "none":
@@ -136,16 +138,18 @@ def _chunked_cross_entropy(
 
 
 @_chunked_cross_entropy.register_fake
-def _(x, weight, targets, ignore_index, reduction, gradients):
+def _(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     losses = x.new_empty(x.shape[:1] if reduction == "none" else (), dtype=torch.promote_types(x.dtype, torch.float32))
     return losses, x.new_empty(x.shape if gradients else 0), x.new_empty(weight.shape if gradients else 0)
 
 
-def _save_gradients(ctx, inputs, output):
+def _save_gradients(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output[1:])
 
 
-def _scale_gradients(ctx, grad: Tensor, *_):
+def _scale_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     dx, dw = ctx.saved_tensors
     return dx * grad.to(dx.dtype), dw * grad.to(dw.dtype), None, None, None, None
 

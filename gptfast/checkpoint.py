@@ -1,4 +1,5 @@
-"""Checkpoints: `checkpoints/step-000500/` holds a model folder in Hugging Face's layout and what training needs to go on.
+"""Checkpoints: `checkpoints/step-000500/` holds a model folder in Hugging Face's layout and what training needs to go
+on.
 
     config.json, model.safetensors   the model, as `GPT.save_pretrained` writes it
     optimizer.safetensors            AdamW's moments by parameter name, and the random states
@@ -103,14 +104,18 @@ def _training_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-    """Set the model's parameters, the optimizer's moments and the random states to those of a checkpoint, bit for bit."""
+    """Set the model's parameters, the optimizer's moments and the random states to those of a checkpoint, bit for
+    bit.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(folder / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
-        raise GptfastError(f"{folder / 'optimizer.safetensors'} cannot be read ({error}); resume from another step") from error
+        raise GptfastError(
+            f"{folder / 'optimizer.safetensors'} cannot be read ({error}); resume from another step"
+        ) from error
     model.load_state_dict(GPT.from_pretrained(folder).state_dict())
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {

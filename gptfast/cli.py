@@ -18,7 +18,12 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"gptfast {__version__}: the GPT-2 path in PyTorch, from raw text to a trained model", "", "usage: gptfast <command> [flags]", ""]
+    lines = [
+        f"gptfast {__version__}: the GPT-2 path in PyTorch, from raw text to a trained model",
+        "",
+        "usage: gptfast <command> [flags]",
+        "",
+    ]
     lines += [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join([*lines, "", "`gptfast <command> --help` lists its flags."])
 

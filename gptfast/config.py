@@ -9,8 +9,8 @@ from typing import Any
 
 from .errors import GptfastError
 
-# GPT-3 alternates dense and locally banded layers (Brown et al. 2020, section 2.1) and does not publish the band's width;
-# 128 is the width that Child et al. 2019 use for text.
+# GPT-3 alternates dense and locally banded layers (Brown et al. 2020, section 2.1) and does not publish the band's
+# width; 128 is the width that Child et al. 2019 use for text.
 GPT3_WINDOWS = (None, 128)
 
 _GPT3 = {"context_length": 2048, "window": GPT3_WINDOWS}
@@ -20,7 +20,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 355M
     "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},  # 774M
     "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},  # 1558M
-    # Brown et al. 2020, table 2.1. Two of its rows do not multiply out; XL here has 16 heads of 128 (the table: 24), 13B is 5120 wide (5140).
+    # Brown et al. 2020, table 2.1. Two of its rows do not multiply out; XL here has 16 heads of 128 (the table: 24),
+    # 13B is 5120 wide (5140).
     "gpt3-small": {"n_layer": 12, "n_head": 12, "n_embd": 768, **_GPT3},
     "gpt3-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, **_GPT3},
     "gpt3-large": {"n_layer": 24, "n_head": 16, "n_embd": 1536, **_GPT3},
@@ -36,9 +37,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 class GPTConfig:
     """GPT-2 small by default.
 
-    window: how many keys a query sees, itself included; None is all before it. A sequence gives one entry a layer and is
-    repeated over the layers: (None, 128) alternates dense and banded.
-    bias: biases in every Linear and LayerNorm; qkv_bias: in the query/key/value projection (the book's GPTModel has none).
+    window: how many keys a query sees, itself included; None is all before it. A sequence gives one entry a layer and
+    is repeated over the layers: (None, 128) alternates dense and banded. bias: biases in every Linear and LayerNorm;
+    qkv_bias: in the query/key/value projection (the book's GPTModel has none).
     """
 
     vocab_size: int = 50257

@@ -80,13 +80,23 @@ def main(argv: list[str]) -> None:
         source = run.with_name(run.name + "-text") / "python-documentation.txt"
         source.parent.mkdir(parents=True)
         source.write_text(python_documentation(), encoding="utf-8")
-    prepare(PrepareConfig((str(source),), tokens, encoding="bytes"))
-    model = dict(GPU_MODEL if choose_device().type == "cuda" else CPU_MODEL)
+    prepare(PrepareConfig((str(source),), str(tokens), encoding="bytes"))
+    model: dict[str, Any] = dict(GPU_MODEL if choose_device().type == "cuda" else CPU_MODEL)
     steps = max(60, min(20_000, int(config.minutes * 60 / seconds_per_step(model))))
     pretrain.run(
         pretrain.PretrainConfig(
-            (tokens,), run, preset="tiny", **model, steps=steps, lr=2e-3, warmup_steps=steps // 20, beta2=0.99,
-            eval_every=max(1, steps // 12), sample_every=max(1, steps // 3), checkpoint_every=steps, sample_tokens=300,
+            (tokens,),
+            run,
+            preset="tiny",
+            **model,
+            steps=steps,
+            lr=2e-3,
+            warmup_steps=steps // 20,
+            beta2=0.99,
+            eval_every=max(1, steps // 12),
+            sample_every=max(1, steps // 3),
+            checkpoint_every=steps,
+            sample_tokens=300,
         )  # fmt: skip
     )
     print(f"\nThe model is in {run}; its losses are drawn in {run / 'loss.png'}. Let it write:")

@@ -17,8 +17,8 @@ class Display:
         # Where there is no terminal, lines are not cut to a guessed width.
         self.console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
         self.progress = Progress(
-            TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
+            TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+            TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
 
         self._since: list[dict[str, Any]] = []  # steps since the last evaluation

@@ -51,16 +51,22 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yield one new token int64 [B] a step; arguments as in `GPT.generate`.
 
-    Inside the context each step feeds one token to the KV cache. Past it every position changes with the window, so each step runs
-    the last context_length tokens anew: exact, and that much slower.
+    Inside the context each step feeds one token to the KV cache. Past it every position changes with the window, so
+    each step runs the last context_length tokens anew: exact, and that much slower.
     """
     if idx.dim() != 2 or idx.shape[1] == 0:
-        raise GptfastError(f"the prompt has shape {list(idx.shape)}; give token ids [B, T] with at least one token a row")
-    if max_new_tokens < 0 or temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise GptfastError(
-            f"cannot sample with max_new_tokens={max_new_tokens}, temperature={temperature}, top_k={top_k}, top_p={top_p}; "
-            "they must be at least 0, at least 0, at least 1, and in (0, 1]"
+            f"the prompt has shape {list(idx.shape)}; give token ids [B, T] with at least one token a row"
         )
+    limits = {
+        "max_new_tokens": (max_new_tokens, max_new_tokens >= 0, "at least 0"),
+        "temperature": (temperature, temperature >= 0, "at least 0"),
+        "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
+        "top_p": (top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+    }
+    for name, (value, good, limit) in limits.items():
+        if not good:
+            raise GptfastError(f"cannot sample with {name} = {value}; it must be {limit}")
     context = model.config.context_length
     was_training = model.training
     model.eval()
@@ -143,7 +149,8 @@ def load_for_generation(config: GenerateConfig) -> tuple[GPT, Any]:
     encoding = get_encoding(name)
     if encoding.n_vocab > model.config.vocab_size:
         raise GptfastError(
-            f"the encoding {name!r} has {encoding.n_vocab:,} tokens, the model {model.config.vocab_size:,}; pass its own --encoding"
+            f"the encoding {name!r} has {encoding.n_vocab:,} tokens, the model {model.config.vocab_size:,}; "
+            "pass its own --encoding"
         )
     return model, encoding
 
@@ -157,13 +164,13 @@ def _batches(ids: Sequence[list[int]]) -> Iterator[list[int]]:
 def main(argv: list[str]) -> None:
     config = tyro.cli(GenerateConfig, args=argv, prog="gptfast generate")
     model, encoding = load_for_generation(config)
-    sampling = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+    sampling: dict[str, Any] = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     ids = [encoding.encode_ordinary(p) or [encoding.eot_token] for p in config.prompt]
     longest, context = max(map(len, ids)), model.config.context_length
     if longest + config.max_new_tokens > context:
         print(
-            f"note: {longest} + {config.max_new_tokens} tokens pass the context of {context}; from there on the window slides "
-            f"over the last {context} tokens, without the cache",
+            f"note: {longest} + {config.max_new_tokens} tokens pass the context of {context}; from there on the window "
+            f"slides over the last {context} tokens, without the cache",
             file=sys.stderr,
         )
     device = next(model.parameters()).device
@@ -182,6 +189,8 @@ def main(argv: list[str]) -> None:
         out = model.generate(idx, config.max_new_tokens, eos_id=encoding.eot_token, generator=generator, **sampling)
         for n, row in zip(batch, out[:, idx.shape[1] :].tolist(), strict=True):
             kept = row[: row.index(encoding.eot_token)] if encoding.eot_token in row else row
-            texts[n] = encoding.decode_bytes([t for t in kept if t < encoding.n_vocab]).decode("utf-8", errors="replace")
+            texts[n] = encoding.decode_bytes([t for t in kept if t < encoding.n_vocab]).decode(
+                "utf-8", errors="replace"
+            )
     for number, (prompt, text) in enumerate(zip(config.prompt, texts, strict=True), 1):
         print(f"--- {number}\n{prompt}{text}")

@@ -20,7 +20,9 @@ def choose_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise GptfastError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise GptfastError(f"device {name!r} is not on this machine ({torch.cuda.device_count()} CUDA devices); use cpu")
+        raise GptfastError(
+            f"device {name!r} is not on this machine ({torch.cuda.device_count()} CUDA devices); use cpu"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise GptfastError(f"device {name!r} is not on this machine; use cpu")
     return device

@@ -1,7 +1,7 @@
 """GPT-2 in one file: token and position embedding, pre-LayerNorm blocks, a head tied to the embedding.
 
-Radford et al. 2019, with the initialisation of section 2.3. Parameter names are those of Hugging Face's GPT-2 and of nanoGPT;
-matrices are [out, in] as in `nn.Linear`. All arithmetic goes through `gptfast.ops`.
+Radford et al. 2019, with the initialisation of section 2.3. Parameter names are those of Hugging Face's GPT-2 and of
+nanoGPT; matrices are [out, in] as in `nn.Linear`. All arithmetic goes through `gptfast.ops`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """Of one forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, appendix B), N without the position table."""
+        """Of one forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, appendix B), N without the position
+        table.
+        """
         c = self.config
         return 6 * (self.num_parameters() - self.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * c.context_length
 
@@ -147,8 +149,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits [B, T, V] for idx int64 [B, T], or with `targets` [B, T] the mean loss, an fp32 scalar.
 
-        targets are already shifted: targets[:, t] is the token after idx[:, t]; -100 is ignored. cu_seqlens int32 holds document
-        boundaries over the flattened [B * T] positions: attention stays inside a document.
+        targets are already shifted: targets[:, t] is the token after idx[:, t]; -100 is ignored. cu_seqlens int32 holds
+        document boundaries over the flattened [B * T] positions: attention stays inside a document.
         """
         x = self.hidden(idx, cu_seqlens, cache)
         if targets is None:
@@ -183,9 +185,9 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Continue idx int64 [B, T] by sampling, up to max_new_tokens: [B, T + new].
 
-        temperature 0 takes the likeliest token; top_k keeps the k likeliest, top_p the fewest whose probabilities reach p
-        (Holtzman et al. 2020). After `eos_id` a row is filled with it, and all stop when every row has ended. Past the context the
-        window slides: each further token sees the last context_length tokens.
+        temperature 0 takes the likeliest token; top_k keeps the k likeliest, top_p the fewest whose probabilities reach
+        p (Holtzman et al. 2020). After `eos_id` a row is filled with it, and all stop when every row has ended. Past
+        the context the window slides: each further token sees the last context_length tokens.
         """
         new = list(self.stream(idx, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
         return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
@@ -198,7 +200,9 @@ class GPT(nn.Module):
         return load(path)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors as transformers' GPT2LMHeadModel reads them, each whole or not at all."""
+        """Write config.json and model.safetensors as transformers' GPT2LMHeadModel reads them, each whole or not at
+        all.
+        """
         from .weights import save
 
         save(self, path)

@@ -13,7 +13,9 @@ from .errors import GptfastError
 def adamw(
     model: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
 ) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov & Hutter 2019) over `model`; biases and LayerNorm weights do not decay (GPT-3, appendix B)."""
+    """Fused AdamW (Loshchilov & Hutter 2019) over `model`; biases and LayerNorm weights do not decay (GPT-3, appendix
+    B).
+    """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -21,12 +23,19 @@ def adamw(
 
 
 def learning_rate(
-    step: int, steps: int, peak: float, *, schedule: str = "cosine", warmup: int = 0, floor: float = 0.1, decay: float = 0.2
+    step: int,
+    steps: int,
+    peak: float,
+    *,
+    schedule: str = "cosine",
+    warmup: int = 0,
+    floor: float = 0.1,
+    decay: float = 0.2,
 ) -> float:
     """The rate for step 0..steps-1: linear warm-up to `peak`, then the schedule down to `floor * peak`.
 
-    "cosine": half a cosine over the rest (GPT-3, appendix B). "wsd": constant, then linear over the last `decay` of all steps (Hu et
-    al. 2024, MiniCPM). "constant": no decay.
+    "cosine": half a cosine over the rest (GPT-3, appendix B). "wsd": constant, then linear over the last `decay` of all
+    steps (Hu et al. 2024, MiniCPM). "constant": no decay.
     """
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -8,9 +8,10 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import GptfastError
+from .model import GPT
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ def choose(device: torch.device | str = "cpu", wanted: str = "auto") -> Precisio
 class ComputeCopy:
     """A copy of an fp32 model in bf16 for the forward and backward; the fp32 parameters stay the truth.
 
-    Autocast casts every fp32 weight at every step and every gradient back, page by fresh page. Here the optimizer updates the fp32
-    master weights and `refresh` rounds them into the copy, once a step into memory that is already there; gradients are bf16 and
-    widened once. (Micikevicius et al. 2018, section 3.1.) In fp32 the copy is the model itself.
+    Autocast casts every fp32 weight at every step and every gradient back, page by fresh page. Here the optimizer
+    updates the fp32 master weights and `refresh` rounds them into the copy, once a step into memory that is already
+    there; gradients are bf16 and widened once. (Micikevicius et al. 2018, section 3.1.) In fp32 the copy is the model
+    itself.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.master = model
         self.model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         self._masters: list[Tensor] = list(model.parameters())
@@ -70,7 +72,9 @@ class ComputeCopy:
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
-        """Add the copy's gradients to the master's in fp32, after each backward; the first since `clear_gradients` overwrites."""
+        """Add the copy's gradients to the master's in fp32, after each backward; the first since `clear_gradients`
+        overwrites.
+        """
         if self.model is self.master:
             return
         for master, copied in zip(self._masters, self._copies, strict=True):
@@ -89,8 +93,8 @@ class ComputeCopy:
 def keep_memory() -> None:
     """Let glibc keep freed memory for the next step instead of giving it back to the kernel page by page.
 
-    A training step frees and allocates the same gigabytes each time; by default blocks over 32 MB are unmapped at once and
-    every page of the next one is faulted in again. Does nothing where the C library is not glibc.
+    A training step frees and allocates the same gigabytes each time; by default blocks over 32 MB are unmapped at once
+    and every page of the next one is faulted in again. Does nothing where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -13,7 +13,9 @@ from .settings import parse, to_flags
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Train a GPT on prepared tokens. `--config FILE` reads any of these from a YAML or TOML recipe; flags overrule it."""
+    """Train a GPT on prepared tokens. `--config FILE` reads any of these from a YAML or TOML recipe; flags overrule
+    it.
+    """
 
     data: tuple[Path, ...]
     """Folders from `gptfast data prepare`, or .bin files of nanoGPT or llm.c; several are mixed by --weights."""
@@ -23,7 +25,9 @@ class PretrainConfig:
     """Go on from the last checkpoint in --out, with its settings unless given anew."""
 
     preset: str = "gpt2"
-    """The model's shape: tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3-small ... gpt3-175b; the next flags change it."""
+    """The model's shape: tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3-small ... gpt3-175b; the next flags change
+    it.
+    """
     n_layer: int | None = None
     """Blocks."""
     n_head: int | None = None
@@ -46,7 +50,9 @@ class PretrainConfig:
     weights: tuple[float, ...] = ()
     """How often each of --data is drawn, in any unit; by default by size."""
     sampling: Literal["random", "window", "packed"] = "random"
-    """random: windows at random offsets; window: a sliding window, each once an epoch; packed: whole documents in random order, joined, with attention kept inside each."""
+    """random: windows at random offsets; window: a sliding window, each once an epoch; packed: whole documents in
+    random order, joined, with attention kept inside each.
+    """
     stride: int | None = None
     """Step of the sliding window; its length by default."""
 
@@ -151,7 +157,9 @@ def make_sampler(config: PretrainConfig, sets: list[Any], context: int) -> Any:
 
     if len(sets) == 1:
         return one(sets[0])
-    return Mixture([(one(s), w) for s, w in zip(sets, config.weights or [len(s) for s in sets], strict=True)], config.seed)
+    return Mixture(
+        [(one(s), w) for s, w in zip(sets, config.weights or [len(s) for s in sets], strict=True)], config.seed
+    )
 
 
 def run(config: PretrainConfig) -> None:
@@ -218,10 +226,14 @@ def run(config: PretrainConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "config.json", {**to_json(config), "resume": False})
     trainer.fit()
-    display.note(f"run folder: {config.out}  (loss.png, samples/, checkpoints/; `gptfast generate {config.out}` writes more)")
+    display.note(
+        f"run folder: {config.out}  (loss.png, samples/, checkpoints/; `gptfast generate {config.out}` writes more)"
+    )
 
 
-def _resumed_state(folder: Path, saved: dict[str, Any] | None, fresh: dict[str, Any], model_config: Any) -> dict[str, Any]:
+def _resumed_state(
+    folder: Path, saved: dict[str, Any] | None, fresh: dict[str, Any], model_config: Any
+) -> dict[str, Any]:
     """The checkpoint's state, once it is sure that it belongs to these settings and this data."""
     from .config import GPTConfig
 
@@ -235,9 +247,13 @@ def _resumed_state(folder: Path, saved: dict[str, Any] | None, fresh: dict[str, 
     before = GPTConfig.from_dict(read_json(folder / "config.json")["gptfast"]).to_dict()
     for name, value in model_config.to_dict().items():
         if before[name] != value and name != "dropout":
-            raise GptfastError(f"{folder} has {name} = {before[name]}, these settings {value}; a resumed model keeps its shape")
+            raise GptfastError(
+                f"{folder} has {name} = {before[name]}, these settings {value}; a resumed model keeps its shape"
+            )
     if saved["data"] != fresh["data"]:
-        raise GptfastError(f"the tokens in --data are not those that {folder} was trained on; resume with the same data")
+        raise GptfastError(
+            f"the tokens in --data are not those that {folder} was trained on; resume with the same data"
+        )
     for name, value in fresh["order"].items():
         if saved["order"][name] != value:
             raise GptfastError(

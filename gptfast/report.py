@@ -68,11 +68,15 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
     evaluations = [row for row in rows if "train_loss" in row]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)", title=title)
-    axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.8", linewidth=0.8, label="training batch")
+    axes.plot(
+        [r["step"] for r in steps], [r["loss"] for r in steps], color="0.8", linewidth=0.8, label="training batch"
+    )
     for key, label, color in (("train_loss", "train", "C0"), ("val_loss", "validation", "C1")):
         points = [(r["step"], r[key]) for r in evaluations if r.get(key) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"{label}: {points[-1][1]:.3f}")
+            axes.plot(
+                *zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"{label}: {points[-1][1]:.3f}"
+            )
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:

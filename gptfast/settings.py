@@ -45,7 +45,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def to_flags(cls: type, values: dict[str, Any], where: str) -> list[str]:
-    """The command-line flags that set `values` in dataclass `cls`; unknown names are refused with the nearest known one."""
+    """The command-line flags that set `values` in dataclass `cls`; unknown names are refused with the nearest known
+    one.
+    """
     types = get_type_hints(cls)
     flags = []
     for key, value in values.items():
@@ -64,7 +66,9 @@ def to_flags(cls: type, values: dict[str, Any], where: str) -> list[str]:
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str, earlier: Sequence[str] = ()) -> T:
-    """An instance of dataclass `cls` from flags; `--config FILE` names a recipe, which flags overrule. `earlier` flags come first."""
+    """An instance of dataclass `cls` from flags; `--config FILE` names a recipe, which flags overrule. `earlier` flags
+    come first.
+    """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)
     found, rest = early.parse_known_args(list(argv))

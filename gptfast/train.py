@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Trainer:
     """Trains `model` on rows of `sampler` and leaves a run in config.out.
 
-    evaluation: token sets by name ("train", "val") whose loss is watched. state: what a checkpoint records beside its tensors: `step`
-    (finished ones), `position` (batches taken), `best` (step and val_loss, or None), and the tokenizer.
+    evaluation: token sets by name ("train", "val") whose loss is watched. state: what a checkpoint records beside its
+    tensors: `step` (finished ones), `position` (batches taken), `best` (step and val_loss, or None), and the tokenizer.
     """
 
     def __init__(
@@ -92,7 +92,9 @@ class Trainer:
                 self.display.stop()
                 self.metrics.close()
         if stop and state["step"] < c.steps:
-            self.display.note(f"stopped by {signal.Signals(stop[0]).name} after step {state['step']}; go on with --resume")
+            self.display.note(
+                f"stopped by {signal.Signals(stop[0]).name} after step {state['step']}; go on with --resume"
+            )
 
     def _timed_step(self, loader: Loader) -> dict[str, Any]:
         start = time.perf_counter()
@@ -105,7 +107,9 @@ class Trainer:
         }  # fmt: skip
 
     def step(self, loader: Loader) -> dict[str, float]:
-        """One optimizer step over grad_accum batches. What is not finite raises GptfastError before the weights change."""
+        """One optimizer step over grad_accum batches. What is not finite raises GptfastError before the weights
+        change.
+        """
         c, n = self.config, self.state["step"]
         rate = learning_rate(
             n, c.steps, c.lr, schedule=c.schedule, warmup=c.warmup_steps, floor=c.lr_floor, decay=c.wsd_decay
@@ -125,9 +129,9 @@ class Trainer:
         if not np.isfinite([total, norm]).all():
             good = max(checkpoint.checkpoints(self.run).values(), default="none")
             raise GptfastError(
-                f"step {n + 1} gave loss {total} and gradient norm {norm} on batches {position} to {loader.position - 1} "
-                f"(rows {position * c.batch_size} to {loader.position * c.batch_size - 1} of the data); the weights were not "
-                f"changed. Last good checkpoint: {good}. Go on from it with --resume and a lower --lr"
+                f"step {n + 1} gave loss {total} and gradient norm {norm} on batches {position} to "
+                f"{loader.position - 1} (rows {position * c.batch_size} to {loader.position * c.batch_size - 1} of the "
+                f"data); the weights were not changed. Last good checkpoint: {good}. Go on from it with --resume and a lower --lr"
             )
         self.optimizer.step()
         self.copy.refresh()
@@ -161,7 +165,9 @@ class Trainer:
 
     @torch.no_grad()
     def losses(self) -> dict[str, float]:
-        """The mean loss over the evaluation windows of each set, without dropout: {"train_loss": ..., "val_loss": ...}."""
+        """The mean loss over the evaluation windows of each set, without dropout: {"train_loss": ..., "val_loss":
+        ...}.
+        """
         model, result = self.copy.model, {}
         model.eval()
         for name, (windows, batches) in self.evaluation.items():

@@ -26,8 +26,9 @@ def _hf_config(config: GPTConfig) -> dict[str, Any]:
         "model_type": "gpt2" if plain else "gptfast", "architectures": ["GPT2LMHeadModel" if plain else "GPT"],
         "vocab_size": config.vocab_size, "n_positions": config.context_length, "n_layer": config.n_layer,
         "n_head": config.n_head, "n_embd": config.n_embd, "activation_function": "gelu_new",
-        "layer_norm_epsilon": config.layer_norm_eps, "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
-        "tie_word_embeddings": config.tie_weights, "bos_token_id": eot, "eos_token_id": eot, "gptfast": config.to_dict(),
+        "layer_norm_epsilon": config.layer_norm_eps, "tie_word_embeddings": config.tie_weights,
+        "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout, "bos_token_id": eot, "eos_token_id": eot,
+        "gptfast": config.to_dict(),
     }  # fmt: skip
 
 
@@ -48,7 +49,9 @@ def _config_from_hf(values: dict[str, Any], path: Path) -> GPTConfig:
 
 
 def to_hf(model: GPT) -> dict[str, Tensor]:
-    """The model's tensors under the names and in the shapes of transformers' GPT2LMHeadModel; absent biases become zeros."""
+    """The model's tensors under the names and in the shapes of transformers' GPT2LMHeadModel; absent biases become
+    zeros.
+    """
     state = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
@@ -64,7 +67,9 @@ def to_hf(model: GPT) -> dict[str, Tensor]:
 
 
 def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The inverse of `to_hf`; the `transformer.` prefix may be absent, and the mask buffers of old files are dropped."""
+    """The inverse of `to_hf`; the `transformer.` prefix may be absent, and the mask buffers of old files are
+    dropped.
+    """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}

@@ -1,7 +1,7 @@
 """The operations of a GPT-2 step in plain PyTorch, written to be read: the definition of correct.
 
-Every kernel and every dispatched operation is compared with the function of the same name here. Nothing is fused, nothing is
-in place, and statistics are taken in fp32 (fp64 for fp64 inputs).
+Every kernel and every dispatched operation is compared with the function of the same name here. Nothing is fused,
+nothing is in place, and statistics are taken in fp32 (fp64 for fp64 inputs).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def attention_mask(
 ) -> Tensor:
     """Which keys each query sees: bool [Tq, Tk], or [B, T, T] with `cu_seqlens`.
 
-    Queries are the last `Tq` of the `Tk` positions (aligned at the bottom right). Query i sees key j when j <= i, i - j < window,
-    and both lie in the same document. `cu_seqlens` int32 [documents + 1] holds the boundaries over the flattened [B * T] positions;
-    the start of every row is one of them.
+    Queries are the last `Tq` of the `Tk` positions (aligned at the bottom right). Query i sees key j when j <= i, i - j
+    < window, and both lie in the same document. `cu_seqlens` int32 [documents + 1] holds the boundaries over the
+    flattened [B * T] positions; the start of every row is one of them.
     """
     i = torch.arange(Tk - Tq, Tk, device=device)[:, None]  # [Tq, 1]
     j = torch.arange(Tk, device=device)[None, :]  # [1, Tk]
@@ -56,7 +56,8 @@ def causal_attention(
     """softmax(q k^T * scale, over the keys that are seen) v (Vaswani et al. 2017, eq. 1).
 
     q [B, Tq, H, D], k and v [B, Tk, Hkv, D] with Tq <= Tk and H a multiple of Hkv; returns [B, Tq, H, D] in q's dtype.
-    `scale` is 1/sqrt(D) by default. A query that sees no key gives zeros. See `attention_mask` for window and documents.
+    `scale` is 1/sqrt(D) by default. A query that sees no key gives zeros. See `attention_mask` for window and
+    documents.
     """
     (_, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
     k, v = (x.repeat_interleave(H // Hkv, dim=2) for x in (k, v))
@@ -87,13 +88,17 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, dropout_p: float = 0.0, start: int = 0) -> Tensor:
-    """Token row plus position row: idx int64 [B, T], wte [V, C], wpe [P, C] -> [B, T, C]; positions count from `start`."""
+    """Token row plus position row: idx int64 [B, T], wte [V, C], wpe [P, C] -> [B, T, C]; positions count from
+    `start`.
+    """
     x = wte[idx] + wpe[start : start + idx.shape[1]]
     return F.dropout(x, dropout_p, training=dropout_p > 0)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
-    """log sum exp(logits) - logits[target] in fp32; logits [N, V], targets int64 [N]. Ignored rows give 0 and do not count."""
+    """log sum exp(logits) - logits[target] in fp32; logits [N, V], targets int64 [N]. Ignored rows give 0 and do not
+    count.
+    """
     w = _wide(logits)
     kept = targets != ignore_index
     chosen = w.gather(1, targets.where(kept, 0)[:, None])[:, 0]
@@ -106,7 +111,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100, red
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean"
 ) -> Tensor:
-    """`cross_entropy(x @ weight.T, targets)`: x [N, C], weight [V, C], targets int64 [N] -> fp32 scalar, or [N] for "none"."""
+    """`cross_entropy(x @ weight.T, targets)`: x [N, C], weight [V, C], targets int64 [N] -> fp32 scalar, or [N] for
+    "none".
+    """
     return cross_entropy(_wide(x) @ _wide(weight).T, targets, ignore_index, reduction)
 
 

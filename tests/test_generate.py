@@ -76,7 +76,9 @@ def draws(logits, **how):
 
 
 def test_filters_keep_the_likeliest_only():
-    logits = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]).log()[torch.tensor([3, 0, 4, 1, 2])]  # ids by rank: 1, 3, 4, 0, 2
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]).log()[
+        torch.tensor([3, 0, 4, 1, 2])
+    ]  # ids by rank: 1, 3, 4, 0, 2
     assert draws(logits) == {0, 1, 2, 3, 4}
     assert draws(logits, top_k=2) == {1, 3}
     assert draws(logits, top_p=0.7) == {1, 3}  # 0.5 + 0.25 is the first sum to reach 0.7
@@ -92,7 +94,9 @@ def test_training_mode_is_given_back(model):
     model.eval()
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": -1}]
+)
 def test_impossible_sampling_is_refused(model, bad):
     with pytest.raises(gptfast.GptfastError, match="cannot sample"):
         model.generate(torch.zeros(1, 1, dtype=torch.long), **{"max_new_tokens": 1, **bad})
@@ -112,7 +116,9 @@ def test_command_writes_one_or_several_texts(model, tmp_path, capsys):
     assert main([*flags, "--prompt", "The", "A", "And", "--temperature", "0"]) == 0
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if line.startswith("--- ")] == ["--- 1", "--- 2", "--- 3"]
-    single = [main([*flags, "--prompt", p, "--temperature", "0"]) or capsys.readouterr().out for p in ("The", "A", "And")]
+    single = [
+        main([*flags, "--prompt", p, "--temperature", "0"]) or capsys.readouterr().out for p in ("The", "A", "And")
+    ]
     assert out == "".join(f"--- {n}\n{text}" for n, text in enumerate(single, 1))
 
 

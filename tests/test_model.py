@@ -33,7 +33,10 @@ def test_the_books_untied_124m():
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("small", 125e6), ("medium", 350e6), ("large", 760e6), ("xl", 1.3e9), ("2.7b", 2.7e9), ("6.7b", 6.7e9), ("13b", 13.0e9), ("175b", 175e9)],
+    [
+        ("small", 125e6), ("medium", 350e6), ("large", 760e6), ("xl", 1.3e9),
+        ("2.7b", 2.7e9), ("6.7b", 6.7e9), ("13b", 13.0e9), ("175b", 175e9),
+    ],
 )  # fmt: skip
 def test_gpt3_family_has_the_published_sizes(name, published):
     # The paper gives two or three digits; 3 % covers its rounding.

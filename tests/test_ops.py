@@ -1,13 +1,15 @@
-"""Dispatched operations against the reference, by DESIGN's rule: at most twice PyTorch's own error in the same dtype."""
+"""Dispatched operations against the reference, by DESIGN's rule: at most twice PyTorch's own error in the same
+dtype.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from gptfast.kernels import reference
 from torch.nn import functional as F
 
 from gptfast import aten, ops
-from gptfast.kernels import reference
 
 
 def tolerance(ref: torch.Tensor) -> float:
@@ -109,9 +111,7 @@ def test_linear_cross_entropy_and_its_gradients(N, V, C, reduction, dtype, monke
     t[: N // 3] = -100
     ours = gradients(lambda x, w: ops.linear_cross_entropy(x, w, t, reduction=reduction), x, w)
     theirs = gradients(lambda x, w: F.cross_entropy(x @ w.T, t, reduction=reduction).float(), x, w)
-    ref = gradients(
-        lambda x, w: reference.linear_cross_entropy(x, w, t, reduction=reduction), x.double(), w.double()
-    )
+    ref = gradients(lambda x, w: reference.linear_cross_entropy(x, w, t, reduction=reduction), x.double(), w.double())
     for triple in zip(ours, theirs, ref, strict=True):
         assert_as_good_as_torch(*triple)
     with torch.no_grad():
@@ -164,12 +164,17 @@ def test_no_logits_of_the_whole_batch_are_held(monkeypatch):
 def test_registered_operator_is_well_formed():
     x, w = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     args = (x, w, torch.randint(9, (6,)), -100, "mean", True)
-    torch.library.opcheck(aten._chunked_cross_entropy, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    torch.library.opcheck(
+        aten._chunked_cross_entropy, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
 
 
 def test_gradients_equal_finite_differences(monkeypatch):
     monkeypatch.setattr(aten, "CHUNK_BYTES", 200)
-    x, w = torch.randn(6, 4, dtype=torch.double, requires_grad=True), torch.randn(9, 4, dtype=torch.double, requires_grad=True)
+    x, w = (
+        torch.randn(6, 4, dtype=torch.double, requires_grad=True),
+        torch.randn(9, 4, dtype=torch.double, requires_grad=True),
+    )
     t = torch.tensor([0, 8, -100, 3, 3, 1])
     assert torch.autograd.gradcheck(lambda x, w: ops.linear_cross_entropy(x, w, t), (x, w))
     q, k, v = (torch.randn(1, 5, 2, 4, dtype=torch.double, requires_grad=True) for _ in range(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -96,8 +97,6 @@ def test_missing_vocabulary_names_the_remedy(tmp_path) -> None:
         except GptfastError as error:
             print(error)
     """
-    import os
-
     env = {**os.environ, "TIKTOKEN_CACHE_DIR": str(tmp_path)}
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=env, capture_output=True, text=True)
     assert "TIKTOKEN_CACHE_DIR" in out.stdout and "'bytes'" in out.stdout, out.stderr

@@ -132,7 +132,23 @@ def save_file(tensors, path, **how):
     whole(tensors, path, **how)
 st.save_file = save_file
 from gptfast.cli import main
-main({["pretrain", "--data", str(tokens), "--out", str(run), *QUICK, "--steps", "20", "--dropout", "0.1", "--grad-accum", "2", *EVERY]!r})
+main({
+        [
+            "pretrain",
+            "--data",
+            str(tokens),
+            "--out",
+            str(run),
+            *QUICK,
+            "--steps",
+            "20",
+            "--dropout",
+            "0.1",
+            "--grad-accum",
+            "2",
+            *EVERY,
+        ]!r
+    })
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL
@@ -169,7 +185,10 @@ def test_gradient_accumulation_equals_a_larger_batch(tokens, precision, tmp_path
 def test_bf16_learns_like_fp32(tokens, whole, tmp_path):
     flags = ["--steps", "20", "--grad-accum", "2", *EVERY, "--precision", "bf16"]
     assert pretrain(tokens, tmp_path / "run", *flags) == 0
-    fp32, bf16 = (next(r for r in losses(run) if r["step"] == 20 and "val_loss" in r)["val_loss"] for run in (whole, tmp_path / "run"))
+    fp32, bf16 = (
+        next(r for r in losses(run) if r["step"] == 20 and "val_loss" in r)["val_loss"]
+        for run in (whole, tmp_path / "run")
+    )
     assert bf16 == pytest.approx(fp32, abs=0.1)  # dropout 0.1 in one of them; the loss falls by more than 1
 
 
@@ -236,7 +255,11 @@ def test_resuming_with_another_tokenizer_is_refused(whole, tmp_path, capsys):
     module_get = "gptfast.tokenizer.get_encoding"
     with pytest.MonkeyPatch.context() as patch:  # GPT-2's own vocabulary may not be on this machine
         real = gptfast.get_encoding("bytes")
-        other = type("Other", (), {"name": "gpt2", "hash": "0", "n_vocab": 257, "eot_token": 256, "encode_ordinary": real.encode_ordinary})
+        other = type(
+            "Other",
+            (),
+            {"name": "gpt2", "hash": "0", "n_vocab": 257, "eot_token": 256, "encode_ordinary": real.encode_ordinary},
+        )
         patch.setattr(module_get, lambda name: other)
         assert main(["pretrain", "--resume", "--out", str(whole), "--data", str(tmp_path)]) == 2
     assert module and "was trained with the tokenizer 'bytes', the data is in 'gpt2'" in capsys.readouterr().err
@@ -244,7 +267,10 @@ def test_resuming_with_another_tokenizer_is_refused(whole, tmp_path, capsys):
 
 def test_resuming_with_other_tokens_is_refused(whole, tmp_path, capsys):
     (tmp_path / "other.txt").write_text(TEXT[::-1])
-    assert main(["data", "prepare", str(tmp_path / "other.txt"), "--out", str(tmp_path / "out"), "--encoding", "bytes"]) == 0
+    assert (
+        main(["data", "prepare", str(tmp_path / "other.txt"), "--out", str(tmp_path / "out"), "--encoding", "bytes"])
+        == 0
+    )
     assert main(["pretrain", "--resume", "--out", str(whole), "--data", str(tmp_path / "out")]) == 2
     assert "not those that" in capsys.readouterr().err
 

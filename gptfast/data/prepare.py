@@ -21,7 +21,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import tyro
@@ -42,7 +42,7 @@ R = TypeVar("R")
 class PrepareConfig:
     """Turn text into token shards for training."""
 
-    inputs: tyro.conf.Positional[tuple[str, ...]]
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
     """Files, folders (searched through) or globs of .txt, .jsonl, .parquet, each also .gz, .xz or .zst."""
     out: str
     """Folder to write: new, empty, or left unfinished by the same command."""
@@ -82,9 +82,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     for name, value in (("--shard-tokens", config.shard_tokens), ("--workers", config.workers)):
         if value < 1:
             raise GptfastError(f"{name} must be at least 1, not {value}")
-    encoding = get_encoding(config.encoding)
     files = find_inputs(config.inputs)
     val_files = find_inputs(config.val_input) if config.val_input else []
+    encoding = get_encoding(config.encoding)
     if both := set(files) & set(val_files):
         raise GptfastError(f"{min(both)} is both a training and a validation input")
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiktoken
 
+from gptfast import cli
 from gptfast.data import open_tokens, readers
-from gptfast.data.prepare import PrepareConfig, main, prepare
+from gptfast.data.prepare import PrepareConfig, prepare
 from gptfast.errors import GptfastError
 
 
@@ -206,9 +207,12 @@ def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
 
 def test_the_command_prints_what_it_made(tmp_path: Path, capsys) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", ["text"] * 20)
-    command = [str(source), "--out", str(tmp_path / "out"), "--encoding", "bytes", "--val-fraction", "0.2"]
-    assert main(command) == 0
+    command = ["data", "prepare", str(source), "--out", str(tmp_path / "out"), "--encoding", "bytes"]
+    assert cli.main([*command, "--val-fraction", "0.2"]) == 0
     printed = capsys.readouterr().out
     assert "train: 80 tokens in 16 documents" in printed and "val: 20 tokens in 4 documents" in printed
-    with pytest.raises(GptfastError, match="usage: gptfast data prepare"):
-        main(["perpare"])
+    assert cli.main(command) == 2  # again: the folder is full now
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'out'} is not empty; name a new folder, or remove this one first\n"
+    )
