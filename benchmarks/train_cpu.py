@@ -8,6 +8,7 @@ that this machine reaches in a large matrix multiplication of the same type.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 import time
@@ -24,8 +25,9 @@ from rich.table import Table
 from torch import nn
 
 import gptfast
+from gptfast.machine import matmul_rate
 from gptfast.optim import adamw
-from gptfast.precision import ComputeCopy
+from gptfast.precision import ComputeCopy, keep_memory
 
 SIZES = {"small": (6, 6, 384, 16, 256), "gpt2": (12, 12, 768, 4, 256)}  # layers, heads, width, batch, context
 VOCAB = 50304
@@ -82,15 +84,12 @@ def gptfast_step(size: tuple[int, ...], compiled: bool) -> Step:
     return step
 
 
-def matmul_rate(dtype: torch.dtype, n: int = 2048) -> float:
-    """FLOP/s of an n x n x n multiplication, the best of 10."""
-    a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
+def default_memory() -> None:
+    """Undo `keep_memory`: the plain model runs with the C library's allocator as users have it."""
+    libc = ctypes.CDLL(None)
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    libc.mallopt(M_MMAP_MAX, 65536)
+    libc.mallopt(M_TRIM_THRESHOLD, 128 << 10)
 
 
 def main(options: Options) -> None:
@@ -108,6 +107,7 @@ def main(options: Options) -> None:
     steps, times = {}, {name: [] for name in rows}
 
     def timed(name: str) -> float:
+        keep_memory() if name.startswith("gptfast") else default_memory()
         idx, targets = torch.randint(VOCAB, (2, batch, context)).unbind()
         start = time.perf_counter()
         loss = steps[name](idx, targets)
@@ -117,8 +117,6 @@ def main(options: Options) -> None:
 
     with console.status("first steps"):
         for name, make in rows.items():
-            # The plain baseline runs with the C library's allocator as it is, gptfast with its own setting: see
-            # `main`'s end.
             torch.manual_seed(0)
             steps[name] = make()
             timed(name)
@@ -128,7 +126,7 @@ def main(options: Options) -> None:
                 times[name].append(timed(name))
     model = gptfast.GPT(gptfast.GPTConfig(VOCAB, context, layers, heads, width))
     flops = model.flops_per_token() * batch * context
-    rate = {"fp32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)}
+    rate = {"fp32": matmul_rate("cpu", torch.float32), "bf16": matmul_rate("cpu", torch.bfloat16)}
     best = {name: sorted(t)[len(t) // 2] for name, t in times.items()}
     table = Table(title=f"{options.size}: {layers} layers, width {width}, B={batch}, T={context}, V={VOCAB}")
     for column in ("", "s/step", "tokens/s", "x plain fp32", "x best plain", "of matmul"):

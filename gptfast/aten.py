@@ -20,7 +20,7 @@ from .kernels import reference
 CHUNK_BYTES = 128 << 20
 SOFTMAX_BYTES = 8 << 20
 
-# On a CPU, ATen's fused attention gains only once the [T, T] scores leave the cache; measured in docs/performance.md.
+# On a CPU, ATen's fused backward is slow on short sequences; measured in docs/training.md.
 CPU_FUSED_FROM = 1024
 
 
@@ -36,13 +36,11 @@ def causal_attention(
 ) -> Tensor:
     (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
     masked = window is not None or cu_seqlens is not None or 1 < Tq < Tk
-    if not q.is_cuda and not masked and Tq == Tk < CPU_FUSED_FROM and H == Hkv and not dropout_p:
-        q, k, v = (x.transpose(1, 2).reshape(B * H, Tq, D) for x in (q, k, v))
-        y = _ShortAttention.apply(q, k, v, D**-0.5 if scale is None else scale)
-        return y.view(B, H, Tq, D).transpose(1, 2)
+    if q.device.type == "cpu" and not masked and Tq == Tk < CPU_FUSED_FROM and H == Hkv and not dropout_p:
+        return _ShortAttention.apply(q, k, v, D**-0.5 if scale is None else scale)
     mask = None
     if masked:
-        mask = reference.attention_mask(Tq, Tk, window=window, device=q.device, cu_seqlens=cu_seqlens)
+        mask = reference.attention_mask(Tq, Tk, window=window, cu_seqlens=cu_seqlens, B=B, device=q.device)
         mask = mask[:, None] if cu_seqlens is not None else mask
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, dropout_p=dropout_p, scale=scale,
@@ -52,28 +50,31 @@ def causal_attention(
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Attention with the scores in memory: batched matrix multiplications over q, k, v [N, T, D], N = B * H.
+    """ATen's fused forward, with a backward of batched matrix multiplications: q, k, v [B, T, H, D] on a CPU.
 
-    The scores are fp32, as in ATen's fused kernel: in bf16 their rounding alone doubles the error. With P = softmax(S),
-    dP = dO V^T: dV = P^T dO, dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q.
+    S = scale q k^T, P = softmax(S), O = P v. Then dV = P^T dO; dP = dO v^T; dS = P (dP - rowsum(P dP));
+    dQ = scale dS k; dK = scale dS^T q (Dao et al. 2022, appendix B.2). P and dS are fp32 until they are multiplied, as
+    in ATen's own backward: a P kept in bf16 doubles the error of dQ.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        T = q.shape[1]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        above = torch.full((T, T), -math.inf, dtype=wide).triu(1)
-        p = torch.softmax(torch.baddbmm(above, q.to(wide), k.to(wide).mT, alpha=scale), dim=-1).to(q.dtype)  # [N, T, T]
-        ctx.save_for_backward(q, k, v, p)
+        ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        return p @ v
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, p = ctx.saved_tensors
-        dp = do @ v.mT
-        ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-        return (ds @ k).mul_(ctx.scale), (ds.mT @ q).mul_(ctx.scale), p.mT @ do, None
+        B, T, H, D = do.shape
+        q, k, v, do = (x.transpose(1, 2).reshape(B * H, T, D) for x in (*ctx.saved_tensors, do))
+        wide = torch.promote_types(q.dtype, torch.float32)
+        above = torch.full((T, T), -math.inf, dtype=wide).triu(1)
+        p = torch.softmax(torch.baddbmm(above, q.to(wide), k.to(wide).mT, alpha=ctx.scale), dim=-1)  # [B * H, T, T]
+        dv = p.to(q.dtype).mT @ do
+        ds = torch._softmax_backward_data(do.to(wide) @ v.to(wide).mT, p, -1, wide).to(q.dtype)
+        dq, dk = (ds @ k).mul_(ctx.scale), (ds.mT @ q).mul_(ctx.scale)
+        return *(x.view(B, H, T, D).transpose(1, 2) for x in (dq, dk, dv)), None
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -97,6 +98,8 @@ def linear_cross_entropy(
     The gradients are made in the forward, while the logits are at hand, and scaled in the backward. Per-token losses
     that need a gradient take the plain way, with all logits.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients and reduction == "none":
         return F.cross_entropy((x @ weight.T).float(), targets, ignore_index=ignore_index, reduction="none")
@@ -117,7 +120,7 @@ def _chunked_cross_entropy(
     dx = torch.empty_like(x) if gradients else x.new_empty(0)
     dw = torch.zeros_like(weight, dtype=wide) if gradients else x.new_empty(0)
     chunk = math.ceil(N / max(1, math.ceil(N * V * x.element_size() / CHUNK_BYTES)))
-    block = max(1, SOFTMAX_BYTES // (V * 4))
+    block = max(1, SOFTMAX_BYTES // (V * 4)) if x.device.type == "cpu" else chunk
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
         logits = x[rows] @ weight.T  # [n, V]

@@ -37,12 +37,11 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
     found = checkpoints(path)
     if not found:
         raise GptfastError(f"{path} is neither a run with checkpoints nor a model folder; check the path")
-    if which == "best" and (path / "checkpoints" / "best.json").is_file():
-        best = read_json(path / "checkpoints" / "best.json")["step"]
-        if best in found:
-            return found[best]
+    last = found[max(found)]
+    if which == "best" and (state := read_state(last)) and state["best"] and state["best"]["step"] in found:
+        return found[state["best"]["step"]]
     if which in ("best", "last"):
-        return found[max(found)]
+        return last
     if not which.isdigit() or int(which) not in found:
         raise GptfastError(f"{path} has no checkpoint {which!r}; it has best, last, {', '.join(map(str, found))}")
     return found[int(which)]
@@ -53,7 +52,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of state["step"], record the best, and delete all but the last `keep` and the best."""
+    """Write the checkpoint of state["step"]; delete all but the last `keep` and the best (state["best"])."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -82,8 +81,6 @@ def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[st
             f"the last whole one is {last}; free some space and go on with --resume"
         ) from error
     best = state["best"]["step"] if state["best"] else None
-    if best == state["step"]:
-        write_json(root / "best.json", state["best"])
     for step, folder in list(checkpoints(run).items())[:-keep]:
         if step != best:
             # Renamed first, so that a kill while deleting leaves no half checkpoint under a checkpoint's name.

@@ -53,6 +53,7 @@ class GPTConfig:
     tie_weights: bool = True
     layer_norm_eps: float = 1e-5
     window: int | Sequence[int | None] | None = None
+    embd_std: float = 0.02
 
     def __post_init__(self) -> None:
         if isinstance(self.window, list):  # from JSON

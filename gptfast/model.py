@@ -109,13 +109,17 @@ class GPT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02), biases zero, and the projections into the residual stream smaller by sqrt(2 n_layer)."""
+        """Normal(0, 0.02), the embeddings' std as configured, biases zero, and the projections into the residual stream
+        smaller by sqrt(2 n_layer).
+        """
+        stds = {"wte": self.config.embd_std, "wpe": self.config.embd_std}
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
+                std = stds.get(name.split(".")[0], 0.02)
                 into_residual = name.endswith("c_proj.weight")
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if into_residual else 0.02)
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layer) if into_residual else std)
 
     def num_parameters(self) -> int:
         """Parameters, a tied head counted once."""

@@ -44,6 +44,8 @@ class PretrainConfig:
     """Biases of the query, key and value projections."""
     tie_weights: bool | None = None
     """One matrix for token embedding and output head."""
+    embd_std: float | None = None
+    """Standard deviation of the embeddings' initialisation."""
     window: tuple[int | None, ...] | None = None
     """Keys that a query sees, by layer, repeated over the layers; None is all."""
 
@@ -121,7 +123,18 @@ class PretrainConfig:
             raise GptfastError(f"--weights has {len(self.weights)} numbers for {len(self.data)} of --data")
 
 
-MODEL_FIELDS = ("n_layer", "n_head", "n_embd", "context_length", "dropout", "bias", "qkv_bias", "tie_weights", "window")
+MODEL_FIELDS = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "context_length",
+    "dropout",
+    "bias",
+    "qkv_bias",
+    "tie_weights",
+    "embd_std",
+    "window",
+)
 # What fixes the order of the data: the position of a checkpoint means nothing under another value.
 ORDER_FIELDS = ("data", "weights", "sampling", "stride", "batch_size", "seed")
 
@@ -191,9 +204,10 @@ def run(config: PretrainConfig) -> None:
         rows = config.epochs * len(sampler)
         steps = max(1, round(rows / (config.batch_size * config.grad_accum)))
         config = PretrainConfig(**{**asdict(config), "steps": steps, "epochs": None})
-    evaluation = {"train": sets[0]}
+    shares = sampler.realised if isinstance(sampler, Mixture) else [1.0]
+    evaluation = {"train": list(zip(sets, shares, strict=True))}
     try:
-        evaluation["val"] = open_tokens(config.data[0], "val")
+        evaluation["val"] = [(open_tokens(p, "val"), share) for p, share in zip(config.data, shares, strict=True)]
     except GptfastError as error:
         display.note(f"no validation loss: {error}")
 
@@ -216,9 +230,9 @@ def run(config: PretrainConfig) -> None:
         f"{sum(map(len, sets)):,} training tokens, {config.steps:,} steps of "
         f"{config.batch_size * config.grad_accum * model_config.context_length:,}"
     )
-    if isinstance(sampler, Mixture):
-        shares = ", ".join(f"{p} {share:.1%}" for p, share in zip(config.data, sampler.realised, strict=True))
-        display.note(f"realised mixture: {shares}")
+    if len(sets) > 1:
+        mixed = ", ".join(f"{path} {share:.1%}" for path, share in zip(config.data, shares, strict=True))
+        display.note(f"realised mixture: {mixed}")
     trainer = Trainer(config, model, sampler, evaluation, encoding, precision, state, display)
     if config.resume and folder is not None:
         trainer.resume(folder)

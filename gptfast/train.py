@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class Trainer:
     """Trains `model` on rows of `sampler` and leaves a run in config.out.
 
-    evaluation: token sets by name ("train", "val") whose loss is watched. state: what a checkpoint records beside its
-    tensors: `step` (finished ones), `position` (batches taken), `best` (step and val_loss, or None), and the tokenizer.
+    evaluation: by name ("train", "val") the token sets whose loss is watched, each with its share in the mean. state:
+    what a checkpoint records beside its tensors: `step` (finished ones), `position` (batches taken), `best` (step and
+    loss, or None), and what the run must be resumed with.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Trainer:
         config: PretrainConfig,
         model: GPT,
         sampler: Sampler,
-        evaluation: dict[str, TokenSet],
+        evaluation: dict[str, list[tuple[TokenSet, float]]],
         encoding: Any,
         precision: Precision,
         state: dict[str, Any],
@@ -54,7 +55,10 @@ class Trainer:
         self.copy = ComputeCopy(model, precision.dtype)
         self.forward = torch.compile(self.copy.model) if config.compile else self.copy.model
         self.optimizer = adamw(model, config.lr, (config.beta1, config.beta2), config.weight_decay)
-        self.evaluation = {name: self._spread_windows(tokens) for name, tokens in evaluation.items()}
+        self.evaluation = {
+            name: [(share, *self._spread_windows(tokens)) for tokens, share in sets]
+            for name, sets in evaluation.items()
+        }
 
     def _spread_windows(self, tokens: TokenSet) -> tuple[SlidingWindow, list[np.ndarray]]:
         """Evenly spread windows, the same at every evaluation, as batches of row numbers. eval_batches 0 takes all."""
@@ -128,10 +132,11 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or float("inf")).item()
         if not np.isfinite([total, norm]).all():
             good = max(checkpoint.checkpoints(self.run).values(), default="none")
+            rows = f"{position * c.batch_size} to {loader.position * c.batch_size - 1}"
             raise GptfastError(
                 f"step {n + 1} gave loss {total} and gradient norm {norm} on batches {position} to "
-                f"{loader.position - 1} (rows {position * c.batch_size} to {loader.position * c.batch_size - 1} of the "
-                f"data); the weights were not changed. Last good checkpoint: {good}. Go on from it with --resume and a lower --lr"
+                f"{loader.position - 1} (rows {rows} of the data); the weights were not changed. "
+                f"Last good checkpoint: {good}. Go on from it with --resume and a lower --lr"
             )
         self.optimizer.step()
         self.copy.refresh()
@@ -170,12 +175,15 @@ class Trainer:
         """
         model, result = self.copy.model, {}
         model.eval()
-        for name, (windows, batches) in self.evaluation.items():
-            total = 0.0
-            for rows in batches:
-                tokens = torch.from_numpy(np.stack([windows.row(int(n)).tokens for n in rows])).to(self.device)
-                total += model(tokens[:, :-1], tokens[:, 1:].contiguous()).item() * len(rows)
-            result[f"{name}_loss"] = total / sum(map(len, batches))
+        for name, sets in self.evaluation.items():
+            mean = 0.0
+            for share, windows, batches in sets:
+                total = 0.0
+                for rows in batches:
+                    tokens = torch.from_numpy(np.stack([windows.row(int(n)).tokens for n in rows])).to(self.device)
+                    total += model(tokens[:, :-1], tokens[:, 1:].contiguous()).item() * len(rows)
+                mean += share * total / sum(map(len, batches))
+            result[f"{name}_loss"] = mean
         model.train()
         return result
 

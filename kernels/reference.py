@@ -19,7 +19,13 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def attention_mask(
-    Tq: int, Tk: int, *, window: int | None = None, device: torch.device | str = "cpu", cu_seqlens: Tensor | None = None
+    Tq: int,
+    Tk: int,
+    *,
+    window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    B: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Which keys each query sees: bool [Tq, Tk], or [B, T, T] with `cu_seqlens`.
 
@@ -35,10 +41,8 @@ def attention_mask(
     if cu_seqlens is not None:
         if Tq != Tk:
             raise ValueError("cu_seqlens needs as many queries as keys")
-        positions = torch.arange(Tk, device=device)
-        document = torch.bucketize(
-            torch.arange(0, int(cu_seqlens[-1]), Tk, device=device)[:, None] + positions, cu_seqlens[1:-1], right=True
-        )  # [B, T]
+        positions = torch.arange(B * Tk, device=device).view(B, Tk)
+        document = torch.bucketize(positions, cu_seqlens[1:-1], right=True)  # [B, T]
         seen = seen & (document[:, :, None] == document[:, None, :])
     return seen
 
@@ -59,10 +63,10 @@ def causal_attention(
     `scale` is 1/sqrt(D) by default. A query that sees no key gives zeros. See `attention_mask` for window and
     documents.
     """
-    (_, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
+    (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
     k, v = (x.repeat_interleave(H // Hkv, dim=2) for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", _wide(q), _wide(k)) * (1 / math.sqrt(D) if scale is None else scale)
-    seen = attention_mask(Tq, Tk, window=window, device=q.device, cu_seqlens=cu_seqlens)
+    seen = attention_mask(Tq, Tk, window=window, cu_seqlens=cu_seqlens, B=B, device=q.device)
     seen = seen[:, None] if cu_seqlens is not None else seen
     scores = scores.masked_fill(~seen, -math.inf)  # [B, H, Tq, Tk]
     p = torch.softmax(scores, dim=-1).masked_fill(~seen, 0.0)

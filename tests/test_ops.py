@@ -25,8 +25,9 @@ def assert_as_good_as_torch(ours, torchs, ref):
 def gradients(function, *inputs):
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*inputs)
-    torch.manual_seed(7)
-    out.backward(torch.randn_like(out))
+    # The same upstream gradient whatever the dtype and strides of the output, and exact in all dtypes.
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).bfloat16()
+    out.backward(upstream.to(out.dtype))
     return [out.detach(), *(x.grad for x in inputs)]
 
 
@@ -167,6 +168,23 @@ def test_registered_operator_is_well_formed():
     torch.library.opcheck(
         aten._chunked_cross_entropy, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )
+
+
+def test_autocast():
+    """fp32 weights under autocast run in bf16, as `torch.nn.functional` does."""
+    torch.manual_seed(0)
+    x, w, t = torch.randn(20, 8), torch.randn(50, 8), torch.randint(50, (20,))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = gradients(lambda x, w: ops.linear_cross_entropy(x, w, t), x, w)
+        theirs = gradients(lambda x, w: F.cross_entropy(F.linear(x, w), t), x, w)
+        qkv = torch.randn(3, 2, 9, 2, 8, dtype=torch.bfloat16)  # as a Linear under autocast gives them
+        attended = ops.causal_attention(*qkv)
+        theirs_attended = F.scaled_dot_product_attention(*qkv.transpose(2, 3), is_causal=True).transpose(1, 2)
+    assert_as_good_as_torch(attended, theirs_attended, reference.causal_attention(*qkv.double()))
+    ref = gradients(lambda x, w: F.cross_entropy(x @ w.T, t), x.double(), w.double())
+    for triple in zip(ours, theirs, ref, strict=True):
+        assert triple[0].dtype == torch.float32
+        assert_as_good_as_torch(*triple)
 
 
 def test_gradients_equal_finite_differences(monkeypatch):
