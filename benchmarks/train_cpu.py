@@ -85,11 +85,14 @@ def gptfast_step(size: tuple[int, ...], compiled: bool) -> Step:
 
 
 def default_memory() -> None:
-    """Undo `keep_memory`: the plain model runs with the C library's allocator as users have it."""
+    """Undo `keep_memory`: the plain model runs with the C library's allocator as users have it, and not in memory that
+    gptfast's step has left there.
+    """
     libc = ctypes.CDLL(None)
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     libc.mallopt(M_MMAP_MAX, 65536)
     libc.mallopt(M_TRIM_THRESHOLD, 128 << 10)
+    libc.malloc_trim(0)
 
 
 def main(options: Options) -> None:

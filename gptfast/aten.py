@@ -20,8 +20,9 @@ from .kernels import reference
 CHUNK_BYTES = 128 << 20
 SOFTMAX_BYTES = 8 << 20
 
-# On a CPU, ATen's fused backward is slow on short sequences; measured in docs/training.md.
-CPU_FUSED_FROM = 1024
+# On a CPU, ATen's fused attention is slower than plain matrix multiplications up to here, forward and backward
+# together: 20.6 ms to 7.8 at T = 128, 52.7 to 39.4 at 256, 91 to 72 at 512; 109 to 143 at 1,024 (docs/training.md).
+CPU_FUSED_ABOVE = 512
 
 
 def causal_attention(
@@ -36,8 +37,10 @@ def causal_attention(
 ) -> Tensor:
     (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
     masked = window is not None or cu_seqlens is not None or 1 < Tq < Tk
-    if q.device.type == "cpu" and not masked and Tq == Tk < CPU_FUSED_FROM and H == Hkv and not dropout_p:
-        return _ShortAttention.apply(q, k, v, D**-0.5 if scale is None else scale)
+    if q.device.type == "cpu" and not masked and Tq == Tk <= CPU_FUSED_ABOVE and H == Hkv and not dropout_p:
+        q, k, v = (x.transpose(1, 2).reshape(B * H, Tq, D) for x in (q, k, v))
+        y = _ShortAttention.apply(q, k, v, D**-0.5 if scale is None else scale)
+        return y.view(B, H, Tq, D).transpose(1, 2)
     mask = None
     if masked:
         mask = reference.attention_mask(Tq, Tk, window=window, cu_seqlens=cu_seqlens, B=B, device=q.device)
@@ -50,31 +53,31 @@ def causal_attention(
 
 
 class _ShortAttention(torch.autograd.Function):
-    """ATen's fused forward, with a backward of batched matrix multiplications: q, k, v [B, T, H, D] on a CPU.
+    """Attention with the scores in memory, as batched matrix multiplications: q, k, v [B * H, T, D] on a CPU.
 
     S = scale q k^T, P = softmax(S), O = P v. Then dV = P^T dO; dP = dO v^T; dS = P (dP - rowsum(P dP));
-    dQ = scale dS k; dK = scale dS^T q (Dao et al. 2022, appendix B.2). P and dS are fp32 until they are multiplied, as
-    in ATen's own backward: a P kept in bf16 doubles the error of dQ.
+    dQ = scale dS k; dK = scale dS^T q (Dao et al. 2022, appendix B.2). P and dP are fp32, which takes a third longer than
+    bf16 and makes the error that of ATen's fused kernel: a P kept in bf16 doubles that of O and dQ.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(q, k, v)
+        T = q.shape[1]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        above = torch.full((T, T), -math.inf, dtype=wide).triu(1)
+        with torch.autocast("cpu", enabled=False):
+            p = torch.softmax(torch.baddbmm(above, q.to(wide), k.to(wide).mT, alpha=scale), dim=-1)  # [B * H, T, T]
+            o = (p @ v.to(wide)).to(q.dtype)
+        ctx.save_for_backward(q, k, v, p)
         ctx.scale = scale
-        heads_first = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale).transpose(1, 2)
+        return o
 
     @staticmethod
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
-        B, T, H, D = do.shape
-        q, k, v, do = (x.transpose(1, 2).reshape(B * H, T, D) for x in (*ctx.saved_tensors, do))
-        wide = torch.promote_types(q.dtype, torch.float32)
-        above = torch.full((T, T), -math.inf, dtype=wide).triu(1)
-        p = torch.softmax(torch.baddbmm(above, q.to(wide), k.to(wide).mT, alpha=ctx.scale), dim=-1)  # [B * H, T, T]
-        dv = p.to(q.dtype).mT @ do
-        ds = torch._softmax_backward_data(do.to(wide) @ v.to(wide).mT, p, -1, wide).to(q.dtype)
-        dq, dk = (ds @ k).mul_(ctx.scale), (ds.mT @ q).mul_(ctx.scale)
-        return *(x.view(B, H, T, D).transpose(1, 2) for x in (dq, dk, dv)), None
+        q, k, v, p = ctx.saved_tensors
+        dp = do.to(p.dtype) @ v.to(p.dtype).mT
+        ds = torch._softmax_backward_data(dp, p, -1, p.dtype).to(q.dtype)
+        return (ds @ k).mul_(ctx.scale), (ds.mT @ q).mul_(ctx.scale), p.to(q.dtype).mT @ do, None
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
