@@ -56,8 +56,8 @@ class _ShortAttention(torch.autograd.Function):
     """Attention with the scores in memory, as batched matrix multiplications: q, k, v [B * H, T, D] on a CPU.
 
     S = scale q k^T, P = softmax(S), O = P v. Then dV = P^T dO; dP = dO v^T; dS = P (dP - rowsum(P dP));
-    dQ = scale dS k; dK = scale dS^T q (Dao et al. 2022, appendix B.2). P and dP are fp32, which takes a third longer than
-    bf16 and makes the error that of ATen's fused kernel: a P kept in bf16 doubles that of O and dQ.
+    dQ = scale dS k; dK = scale dS^T q (Dao et al. 2022, appendix B.2). P and dP are fp32, which takes a third longer
+    than bf16 and makes the error that of ATen's fused kernel: a P kept in bf16 doubles that of O and dQ.
     """
 
     @staticmethod

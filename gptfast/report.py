@@ -29,7 +29,7 @@ class Metrics:
     def __init__(self, run: Path, start: int = 0, tensorboard: bool = False) -> None:
         self.path = run / "metrics.jsonl"
         # What an interrupted run wrote after the checkpoint that it goes on from will be written again.
-        self.rows = [row for row in read_metrics(self.path) if row["step"] <= start]
+        self.rows = [row for row in read_metrics(self.path) if row["step"] <= start and start > 0]
         with atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self._file = open(self.path, "a", encoding="utf-8")

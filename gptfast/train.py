@@ -55,6 +55,7 @@ class Trainer:
         self.copy = ComputeCopy(model, precision.dtype)
         self.forward = torch.compile(self.copy.model) if config.compile else self.copy.model
         self.optimizer = adamw(model, config.lr, (config.beta1, config.beta2), config.weight_decay)
+        self.saved_step = -1
         self.evaluation = {
             name: [(share, *self._spread_windows(tokens)) for tokens, share in sets]
             for name, sets in evaluation.items()
@@ -91,7 +92,9 @@ class Trainer:
                     row = self._timed_step(loader)
                     self.metrics.write(row)
                     self.display.step(row)
-                    self._after_step(bool(stop))
+                    self._after_step()
+                if stop and self.saved_step != state["step"]:
+                    self._save()
             finally:
                 self.display.stop()
                 self.metrics.close()
@@ -143,14 +146,18 @@ class Trainer:
         self.state["step"], self.state["position"] = n + 1, loader.position
         return {"loss": total, "lr": rate, "grad_norm": norm, "data_wait_ms": waited * 1e3}
 
-    def _after_step(self, stopping: bool) -> None:
+    def _after_step(self) -> None:
         c, step = self.config, self.state["step"]
         last = step == c.steps
         improved = self._evaluate() if last or step % c.eval_every == 0 else False
         if last or step % c.sample_every == 0:
             self._sample()
-        if last or stopping or improved or step % c.checkpoint_every == 0:
-            checkpoint.save(self.run, self.model, self.optimizer, self.state, c.keep)
+        if last or improved or step % c.checkpoint_every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        checkpoint.save(self.run, self.model, self.optimizer, self.state, self.config.keep)
+        self.saved_step = self.state["step"]
 
     def _evaluate(self) -> bool:
         """Write and show the losses, refresh loss.png; True if the validation loss is the best so far."""

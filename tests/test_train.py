@@ -176,6 +176,17 @@ def test_sigint_saves_and_leaves_with_status_0(tokens, tmp_path):
     assert max(checkpoint.checkpoints(run)) == read_metrics(run / "metrics.jsonl")[-1]["step"]
 
 
+def test_a_signal_before_the_first_step_leaves_a_run_that_resumes(tokens, whole, tmp_path, monkeypatch):
+    from gptfast.display import Display
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "evaluation", lambda self, row: os.kill(os.getpid(), signal.SIGTERM))
+        assert pretrain(tokens, tmp_path / "run", *WHOLE) == 0
+    assert list(checkpoint.checkpoints(tmp_path / "run")) == [0]
+    assert main(["pretrain", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert_same_run(whole, tmp_path / "run", 20)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradient_accumulation_equals_a_larger_batch(tokens, precision, tmp_path):
     """Rows n of 2 x 4 are rows n of 8; sums of fp32 gradients differ in their last digits only, bf16 by its 8 bits."""
