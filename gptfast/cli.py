@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from . import __version__
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
             except GptfastError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
+            except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 141
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr)
                 return 130

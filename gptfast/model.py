@@ -7,7 +7,6 @@ nanoGPT; matrices are [out, in] as in `nn.Linear`. All arithmetic goes through `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,21 +160,6 @@ class GPT(nn.Module):
             return self.lm_head(x)
         return ops.linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
 
-    def stream(
-        self,
-        idx: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        eos_id: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield one new token [B] a step; see `generate`."""
-        from .generate import stream
-
-        return stream(self, idx, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
-
     @torch.no_grad()
     def generate(
         self,
@@ -193,7 +177,9 @@ class GPT(nn.Module):
         p (Holtzman et al. 2020). After `eos_id` a row is filled with it, and all stop when every row has ended. Past
         the context the window slides: each further token sees the last context_length tokens.
         """
-        new = list(self.stream(idx, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
+        from .generate import stream
+
+        new = list(stream(self, idx, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
         return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
 
     @classmethod

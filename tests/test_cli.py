@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import gptfast
@@ -51,3 +54,9 @@ def test_demo_uses_pythons_own_documentation(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     run = next(p for p in tmp_path.iterdir() if (p / "loss.png").is_file())
     assert out.count("sample after step") == 4 and f"gptfast generate {run}" in out
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    command = f"{sys.executable} -m gptfast.cli pretrain --help | head -1"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert ran.stdout.startswith("usage: gptfast pretrain") and ran.stderr == ""
