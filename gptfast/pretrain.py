@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -181,7 +182,7 @@ def run(config: PretrainConfig) -> None:
 
     from .checkpoint import checkpoints, read_state
     from .config import GPTConfig
-    from .data import Mixture, open_tokens
+    from .data import Mixture, NoSuchSplit, open_tokens
     from .display import Display
     from .machine import choose_device
     from .model import GPT
@@ -189,6 +190,8 @@ def run(config: PretrainConfig) -> None:
     from .tokenizer import get_encoding
     from .train import Trainer
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise GptfastError("this version trains in one process; start it without torchrun")
     if not config.resume and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise GptfastError(f"{config.out} is not empty; choose another --out, or go on with --resume")
     display = Display()
@@ -208,7 +211,7 @@ def run(config: PretrainConfig) -> None:
     evaluation = {"train": list(zip(sets, shares, strict=True))}
     try:
         evaluation["val"] = [(open_tokens(p, "val"), share) for p, share in zip(config.data, shares, strict=True)]
-    except GptfastError as error:
+    except NoSuchSplit as error:
         display.note(f"no validation loss: {error}")
 
     state: dict[str, Any] = {

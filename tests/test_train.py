@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,6 +309,25 @@ def test_a_text_shorter_than_a_window_is_refused(tokens, tmp_path, capsys):
     assert pretrain(tokens, tmp_path / "run", "--context-length", "1000000") == 2
     assert "one window needs" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_no_validation_split_is_said_and_a_damaged_one_is_refused(tokens, tmp_path, capsys):
+    shutil.copytree(tokens, tmp_path / "tokens")
+    shard = tmp_path / "tokens" / "val-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    assert pretrain(tmp_path / "tokens", tmp_path / "run", "--steps", "1") == 2
+    assert "val-00000.npy is damaged" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text(TEXT)
+    flags = ["--out", str(tmp_path / "no-val"), "--encoding", "bytes", "--val-fraction", "0"]
+    assert main(["data", "prepare", str(tmp_path / "text.txt"), *flags]) == 0
+    assert pretrain(tmp_path / "no-val", tmp_path / "run", "--steps", "1") == 0
+    assert "no validation loss" in capsys.readouterr().out
+
+
+def test_torchrun_is_refused(tokens, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pretrain(tokens, tmp_path / "run") == 2
+    assert "trains in one process" in capsys.readouterr().err
 
 
 def test_a_recipe_sets_what_flags_do_not(tokens, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .samplers import Batch, Mixture, PackedDocuments, RandomOffsets, Row, Sampler, SlidingWindow, batch
-from .tokens import TokenSet, open_tokens
+from .tokens import NoSuchSplit, TokenSet, open_tokens
 
 if TYPE_CHECKING:
     from .loader import DeviceBatch, Loader
@@ -15,6 +15,7 @@ __all__ = [
     "DeviceBatch",
     "Loader",
     "Mixture",
+    "NoSuchSplit",
     "PackedDocuments",
     "RandomOffsets",
     "Row",

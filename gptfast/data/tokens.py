@@ -23,6 +23,10 @@ GPT2_VOCAB, GPT2_EOT = 50257, 50256
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER_BYTES = 20240520, 1, 256 * 4
 
 
+class NoSuchSplit(GptfastError):
+    """The data is sound, but has no such split."""
+
+
 class TokenSet:
     """The tokens of one split, across its shards, memory-mapped: opening costs no memory.
 
@@ -112,7 +116,7 @@ def _open_prepared(folder: Path, split: str, verify: bool) -> TokenSet:
             f"{folder / MANIFEST} has format version {version}, but this gptfast reads {FORMAT_VERSION}; prepare again"
         )
     if split not in manifest["splits"]:
-        raise GptfastError(
+        raise NoSuchSplit(
             f"{folder} has no {split!r} split, only {sorted(manifest['splits'])}; "
             "prepare again with --val-fraction or --val-input"
         )
@@ -170,7 +174,7 @@ def _bin_files(path: Path, split: str) -> list[Path]:
     if path.is_dir():
         files = [path / f"{split}.bin"] if (path / f"{split}.bin").is_file() else sorted(path.glob(f"*_{split}_*.bin"))
         if not files:
-            raise GptfastError(
+            raise NoSuchSplit(
                 f"{path} has no {MANIFEST}, {split}.bin or *_{split}_*.bin; make it with `gptfast data prepare`"
             )
         return files
@@ -181,7 +185,7 @@ def _bin_files(path: Path, split: str) -> list[Path]:
         if file.suffix != ".bin":
             raise GptfastError(f"{file} is not prepared data: give a folder that holds {MANIFEST}, or .bin files")
         if ("val" in file.name) != (split == "val"):
-            raise GptfastError(f"{file} was asked for as the {split!r} split; give the folder that holds both splits")
+            raise NoSuchSplit(f"{file} was asked for as the {split!r} split; give the folder that holds both splits")
     return files
 
 
