@@ -73,11 +73,13 @@ class _ShortAttention(torch.autograd.Function):
         return o
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # a second derivative is refused, not computed wrongly
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
-        dp = do.to(p.dtype) @ v.to(p.dtype).mT
-        ds = torch._softmax_backward_data(dp, p, -1, p.dtype).to(q.dtype)
-        return (ds @ k).mul_(ctx.scale), (ds.mT @ q).mul_(ctx.scale), p.to(q.dtype).mT @ do, None
+        with torch.autocast("cpu", enabled=False):
+            dp = do.to(p.dtype) @ v.to(p.dtype).mT
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype).to(q.dtype)
+            return (ds @ k).mul_(ctx.scale), (ds.mT @ q).mul_(ctx.scale), p.to(q.dtype).mT @ do, None
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -103,6 +105,8 @@ def linear_cross_entropy(
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction is {reduction!r}; it must be "mean", "sum" or "none"')
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients and reduction == "none":
         return F.cross_entropy((x @ weight.T).float(), targets, ignore_index=ignore_index, reduction="none")
@@ -122,7 +126,7 @@ def _chunked_cross_entropy(
     losses = x.new_empty(N, dtype=wide)
     dx = torch.empty_like(x) if gradients else x.new_empty(0)
     dw = torch.zeros_like(weight, dtype=wide) if gradients else x.new_empty(0)
-    chunk = math.ceil(N / max(1, math.ceil(N * V * x.element_size() / CHUNK_BYTES)))
+    chunk = max(1, math.ceil(N / max(1, math.ceil(N * V * x.element_size() / CHUNK_BYTES))))
     block = max(1, SOFTMAX_BYTES // (V * 4)) if x.device.type == "cpu" else chunk
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
@@ -139,7 +143,8 @@ def _chunked_cross_entropy(
             dw += logits.T @ (x[rows] * scale[rows, None]).to(x.dtype)
     if gradients:
         dx.mul_(scale[:, None])
-    losses = losses.mul_(scale).nan_to_num_(0.0) if reduction == "none" else (losses * scale).sum()
+    losses = (losses * scale).where(kept | (scale != scale), 0.0)  # NaN scale: no row is kept, and the mean is NaN
+    losses = losses if reduction == "none" else losses.sum()
     return losses, dx, dw.to(weight.dtype)
 
 
@@ -156,6 +161,8 @@ def _save_gradients(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _scale_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # under create_graph
+        raise RuntimeError("linear_cross_entropy has no second derivative; use gptfast.kernels.reference for one")
     dx, dw = ctx.saved_tensors
     return dx * grad.to(dx.dtype), dw * grad.to(dw.dtype), None, None, None, None
 

@@ -26,8 +26,8 @@ from .model import GPT
 
 def checkpoints(run: Path) -> dict[int, Path]:
     """The whole checkpoints of a run by step, in order."""
-    found = {int(m[1]): p for p in (run / "checkpoints").glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))}
-    return dict(sorted(found.items()))
+    folders = ((re.fullmatch(r"step-(\d+)", p.name), p) for p in (run / "checkpoints").glob("step-*"))
+    return dict(sorted((int(m[1]), p) for m, p in folders if m and (p / "state.json").is_file()))
 
 
 def find_checkpoint(path: Path, which: str = "best") -> Path:
@@ -48,7 +48,10 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / "state.json") if (folder / "state.json").is_file() else None
+    """What state.json says; None for a model folder that is no checkpoint."""
+    if not (folder / "state.json").is_file():
+        return None
+    return read_json(folder / "state.json", "step", "position", "best", "encoding", "encoding_hash", "data", "order")
 
 
 def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
@@ -69,24 +72,22 @@ def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[st
         with open(hidden / "optimizer.safetensors", "rb") as file:
             os.fsync(file.fileno())
         write_json(hidden / "state.json", state)
-        if final.exists():
-            shutil.rmtree(final)
         os.replace(hidden, final)
         fsync_folder(root)
+        best = state["best"]["step"] if state["best"] else None
+        for step, folder in list(checkpoints(run).items())[:-keep]:
+            if step != best:
+                # Renamed first, so that a kill while deleting leaves no half checkpoint under a checkpoint's name.
+                doomed = folder.with_name(f".{folder.name}.tmp")
+                os.replace(folder, doomed)
+                shutil.rmtree(doomed)
     except (OSError, SafetensorError, GptfastError) as error:
         shutil.rmtree(hidden, ignore_errors=True)
         last = max(checkpoints(run).values(), default=None)
         raise GptfastError(
             f"the checkpoint of step {state['step']} could not be written ({error}); "
-            f"the last whole one is {last}; free some space and go on with --resume"
+            f"the last whole one: {last}. Free some space and go on with --resume"
         ) from error
-    best = state["best"]["step"] if state["best"] else None
-    for step, folder in list(checkpoints(run).items())[:-keep]:
-        if step != best:
-            # Renamed first, so that a kill while deleting leaves no half checkpoint under a checkpoint's name.
-            doomed = folder.with_name(f".{folder.name}.tmp")
-            os.replace(folder, doomed)
-            shutil.rmtree(doomed)
     return final
 
 
@@ -107,18 +108,22 @@ def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    advice = f"delete {folder} to go on from the checkpoint before it"
     try:
         tensors = load_file(folder / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise GptfastError(
-            f"{folder / 'optimizer.safetensors'} cannot be read ({error}); resume from another step"
-        ) from error
-    model.load_state_dict(GPT.from_pretrained(folder).state_dict())
-    for name, parameter in model.named_parameters():
+        trained = GPT.from_pretrained(folder).state_dict()
+    except (OSError, SafetensorError, GptfastError) as error:
+        raise GptfastError(f"{folder} is damaged ({error}); {advice}") from error
+    names = dict(model.named_parameters())
+    moments = [f"{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in names]
+    has_moments = any(key in tensors for key in moments)  # none before the first step
+    missing = [key for key in ("rng.cpu", *(moments if has_moments else ())) if key not in tensors]
+    if missing:
+        raise GptfastError(f"{folder / 'optimizer.safetensors'} has no {missing[0]!r}; {advice}")
+    model.load_state_dict(trained)
+    for name, parameter in names.items() if has_moments else ():
         optimizer.state[parameter] = {
-            key: (value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device))
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if (value := tensors.get(f"{key}.{name}")) is not None
+            key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
         }
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():

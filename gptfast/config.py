@@ -65,8 +65,10 @@ class GPTConfig:
             raise GptfastError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if not 0 <= self.dropout < 1:
             raise GptfastError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
-        if any(w is not None and w < 1 for w in self.windows):
-            raise GptfastError(f"window is {self.window}; a window is at least 1 key wide, or None")
+        if self.window == () or any(w is not None and w < 1 for w in self.windows):
+            raise GptfastError(
+                f"window is {self.window}; a window is None or at least 1 key wide, and a sequence names one"
+            )
 
     @property
     def windows(self) -> list[int | None]:

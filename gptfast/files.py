@@ -61,13 +61,18 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *required: str) -> dict[str, Any]:
+    """The object in a JSON file, which must have the keys `required`. Raises GptfastError that names the file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise GptfastError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise GptfastError(f"{path} is not valid JSON ({error}); restore it or make it again") from error
+    missing = [key for key in required if not isinstance(value, dict) or key not in value]
+    if missing or not isinstance(value, dict):
+        raise GptfastError(f"{path} is damaged: it has no {missing[0] if missing else 'keys'!r}; restore it")
+    return value
 
 
 def sha256(path: str | Path) -> str:

@@ -163,6 +163,10 @@ def _batches(ids: Sequence[list[int]]) -> Iterator[list[int]]:
 
 def main(argv: list[str]) -> None:
     config = tyro.cli(GenerateConfig, args=argv, prog="gptfast generate")
+    if not config.prompt:
+        raise GptfastError("--prompt names no text; give at least one, or leave it out")
+    if not 0 <= config.seed < 2**63:
+        raise GptfastError(f"--seed is {config.seed}; it must be at least 0 and below 2**63")
     model, encoding = load_for_generation(config)
     sampling: dict[str, Any] = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     ids = [encoding.encode_ordinary(p) or [encoding.eot_token] for p in config.prompt]

@@ -19,6 +19,8 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise GptfastError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise GptfastError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
         raise GptfastError(
             f"device {name!r} is not on this machine ({torch.cuda.device_count()} CUDA devices); use cpu"

@@ -113,11 +113,24 @@ class PretrainConfig:
     tensorboard: bool = False
     """Write TensorBoard files to OUT/tensorboard too."""
 
-    def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "grad_accum", "lr", "eval_every", "sample_every", "checkpoint_every", "keep")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise GptfastError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
+    def check(self) -> None:
+        """Raise GptfastError for a setting that no training can have."""
+        limits = {
+            "above 0": ("steps", "epochs", "batch_size", "grad_accum", "stride", "lr", "eval_every", "sample_every",
+                        "checkpoint_every", "keep", "embd_std"),
+            "at least 0": ("warmup_steps", "weight_decay", "grad_clip", "eval_batches", "sample_tokens", "seed"),
+            "from 0 to 1": ("lr_floor", "wsd_decay"),
+            "at least 0 and below 1": ("beta1", "beta2"),
+        }  # fmt: skip
+        hold = {
+            "above 0": lambda x: 0 < x < float("inf"), "at least 0": lambda x: 0 <= x < 2**63,
+            "from 0 to 1": lambda x: 0 <= x <= 1, "at least 0 and below 1": lambda x: 0 <= x < 1,
+        }  # fmt: skip
+        for words, names in limits.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not hold[words](value):  # also refuses NaN
+                    raise GptfastError(f"--{name.replace('_', '-')} is {value}; it must be {words}")
         if not self.data:
             raise GptfastError("--data names nothing to train on; give a folder from `gptfast data prepare`")
         if self.weights and len(self.weights) != len(self.data):
@@ -142,8 +155,8 @@ ORDER_FIELDS = ("data", "weights", "sampling", "stride", "batch_size", "seed")
 
 def to_json(config: PretrainConfig) -> dict[str, Any]:
     values = asdict(config)
-    values["data"] = [str(path) for path in config.data]
-    values["out"] = str(config.out)
+    values["data"] = [str(path.resolve()) for path in config.data]  # a run is resumed from any folder
+    values["out"] = str(config.out.resolve())
     values["weights"] = list(config.weights)
     return values
 
@@ -156,8 +169,14 @@ def read_config(argv: list[str]) -> PretrainConfig:
         outs += [flag.removeprefix("--out=") for flag in argv if flag.startswith("--out=")]
         if not outs or not (Path(outs[-1]) / "config.json").is_file():
             raise GptfastError("--resume needs --out RUN, a folder with a run's config.json")
-        earlier = to_flags(PretrainConfig, read_json(Path(outs[-1]) / "config.json"), f"{outs[-1]}/config.json")
-    return parse(PretrainConfig, argv, "gptfast pretrain", earlier)
+        saved = read_json(Path(outs[-1]) / "config.json")
+        if "model_type" in saved:
+            raise GptfastError(f"{outs[-1]} is a model folder; --resume needs the run folder that holds checkpoints/")
+        earlier = to_flags(PretrainConfig, saved, f"{outs[-1]}/config.json")
+    config = parse(PretrainConfig, argv, "gptfast pretrain", earlier)
+    if config.resume and not earlier:
+        raise GptfastError("resume belongs on the command line and not in a recipe: --resume --out RUN")
+    return config
 
 
 def make_sampler(config: PretrainConfig, sets: list[Any], context: int) -> Any:
@@ -166,7 +185,7 @@ def make_sampler(config: PretrainConfig, sets: list[Any], context: int) -> Any:
 
     def one(tokens: Any) -> Any:
         if config.sampling == "window":
-            return SlidingWindow(tokens, context, config.stride or context, config.seed)
+            return SlidingWindow(tokens, context, context if config.stride is None else config.stride, config.seed)
         return (PackedDocuments if config.sampling == "packed" else RandomOffsets)(tokens, context, config.seed)
 
     if len(sets) == 1:
@@ -178,6 +197,7 @@ def make_sampler(config: PretrainConfig, sets: list[Any], context: int) -> Any:
 
 def run(config: PretrainConfig) -> None:
     """Train as `config` says. Raises GptfastError for anything the user can mend."""
+    config.check()
     import torch
 
     from .checkpoint import checkpoints, read_state
@@ -193,7 +213,8 @@ def run(config: PretrainConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise GptfastError("this version trains in one process; start it without torchrun")
     if not config.resume and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise GptfastError(f"{config.out} is not empty; choose another --out, or go on with --resume")
+        what = "not empty" if config.out.is_dir() else "a file"
+        raise GptfastError(f"{config.out} is {what}; choose another --out, or go on with --resume")
     display = Display()
     sets = [open_tokens(path, "train") for path in config.data]
     names = {s.encoding_name for s in sets}
@@ -208,11 +229,12 @@ def run(config: PretrainConfig) -> None:
         steps = max(1, round(rows / (config.batch_size * config.grad_accum)))
         config = PretrainConfig(**{**asdict(config), "steps": steps, "epochs": None})
     shares = sampler.realised if isinstance(sampler, Mixture) else [1.0]
-    evaluation = {"train": list(zip(sets, shares, strict=True))}
-    try:
-        evaluation["val"] = [(open_tokens(p, "val"), share) for p, share in zip(config.data, shares, strict=True)]
-    except NoSuchSplit as error:
-        display.note(f"no validation loss: {error}")
+    evaluation = {"train": list(zip(sets, shares, strict=True)), "val": []}
+    for path, share in zip(config.data, shares, strict=True):
+        try:
+            evaluation["val"].append((open_tokens(path, "val"), share))
+        except NoSuchSplit as error:
+            display.note(f"no validation loss of {path}: {error}")
 
     state: dict[str, Any] = {
         "step": 0, "position": 0, "best": None, "encoding": encoding.name, "encoding_hash": encoding.hash,
@@ -223,6 +245,9 @@ def run(config: PretrainConfig) -> None:
         if folder is None:
             raise GptfastError(f"{config.out} has no checkpoint to resume; start it anew in another --out")
         state = _resumed_state(folder, read_state(folder), state, model_config)
+        if state["step"] >= config.steps:
+            display.note(f"{config.out} is already at step {state['step']} of {config.steps}; give more --steps")
+            return
 
     device = choose_device(config.device)
     precision = choose(device, config.precision)
@@ -240,7 +265,10 @@ def run(config: PretrainConfig) -> None:
     if config.resume and folder is not None:
         trainer.resume(folder)
         display.note(f"resumed from {folder}")
-    config.out.mkdir(parents=True, exist_ok=True)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GptfastError(f"cannot make {config.out}: {error.strerror}; choose another --out") from None
     write_json(config.out / "config.json", {**to_json(config), "resume": False})
     trainer.fit()
     display.note(
@@ -252,7 +280,7 @@ def _resumed_state(
     folder: Path, saved: dict[str, Any] | None, fresh: dict[str, Any], model_config: Any
 ) -> dict[str, Any]:
     """The checkpoint's state, once it is sure that it belongs to these settings and this data."""
-    from .config import GPTConfig
+    from .weights import read_config as read_model_config
 
     if saved is None:
         raise GptfastError(f"{folder} has no state.json, so it is a model but no training checkpoint")
@@ -261,7 +289,7 @@ def _resumed_state(
             f"{folder} was trained with the tokenizer {saved['encoding']!r}, the data is in {fresh['encoding']!r}; "
             "resume with the data it was trained on"
         )
-    before = GPTConfig.from_dict(read_json(folder / "config.json")["gptfast"]).to_dict()
+    before = read_model_config(folder / "config.json").to_dict()
     for name, value in model_config.to_dict().items():
         if before[name] != value and name != "dropout":
             raise GptfastError(

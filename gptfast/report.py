@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -17,9 +18,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or "step" not in row:
+                break
+            rows.append(row)
     return rows
 
 
@@ -43,17 +47,22 @@ class Metrics:
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise GptfastError(
+                f"cannot write {self.path}: {error.strerror}; free some space and go on with --resume"
+            ) from error
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was said by `write`
+            os.fsync(self._file.fileno())
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -22,6 +22,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise GptfastError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise GptfastError(f"the recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     if path.suffix == ".toml":
         if sys.version_info >= (3, 11):
             import tomllib
@@ -51,7 +53,7 @@ def to_flags(cls: type, values: dict[str, Any], where: str) -> list[str]:
     types = get_type_hints(cls)
     flags = []
     for key, value in values.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name not in types:
             near = difflib.get_close_matches(name, types, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(types)}"

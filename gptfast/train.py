@@ -73,6 +73,7 @@ class Trainer:
         """Go on from the checkpoint in `folder`: parameters, moments and random states become its own."""
         checkpoint.restore(folder, self.model, self.optimizer)
         self.copy.refresh()
+        self.saved_step = self.state["step"]
 
     def fit(self) -> None:
         """Train to config.steps, or until SIGINT or SIGTERM, which save and leave."""
@@ -87,6 +88,7 @@ class Trainer:
             try:
                 if state["step"] == 0:
                     self._evaluate()
+                    self._plot()
                     self._sample()
                 while state["step"] < c.steps and not stop:
                     row = self._timed_step(loader)
@@ -134,12 +136,13 @@ class Trainer:
             total += loss.item()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or float("inf")).item()
         if not np.isfinite([total, norm]).all():
-            good = max(checkpoint.checkpoints(self.run).values(), default="none")
+            good = max(checkpoint.checkpoints(self.run).values(), default=None)
+            advice = f"Go on from the last good checkpoint, {good}, with --resume" if good else "Start anew"
             rows = f"{position * c.batch_size} to {loader.position * c.batch_size - 1}"
             raise GptfastError(
                 f"step {n + 1} gave loss {total} and gradient norm {norm} on batches {position} to "
                 f"{loader.position - 1} (rows {rows} of the data); the weights were not changed. "
-                f"Last good checkpoint: {good}. Go on from it with --resume and a lower --lr"
+                f"{advice} and a lower --lr, or look at those rows: a loss of nan has no target in them"
             )
         self.optimizer.step()
         self.copy.refresh()
@@ -149,31 +152,36 @@ class Trainer:
     def _after_step(self) -> None:
         c, step = self.config, self.state["step"]
         last = step == c.steps
-        improved = self._evaluate() if last or step % c.eval_every == 0 else False
-        if last or step % c.sample_every == 0:
-            self._sample()
+        evaluate = last or step % c.eval_every == 0
+        improved = self._evaluate() if evaluate else False
         if last or improved or step % c.checkpoint_every == 0:
             self._save()
+        # After the checkpoint: a picture or a sample that cannot be written costs no training.
+        if evaluate:
+            self._plot()
+        if last or step % c.sample_every == 0:
+            self._sample()
 
     def _save(self) -> None:
         checkpoint.save(self.run, self.model, self.optimizer, self.state, self.config.keep)
         self.saved_step = self.state["step"]
 
     def _evaluate(self) -> bool:
-        """Write and show the losses, refresh loss.png; True if the validation loss is the best so far."""
+        """Write and show the losses; True if the validation loss is the best so far."""
         losses = self.losses()
         step, best = self.state["step"], self.state["best"]
         row = {"step": step, **losses}
         self.metrics.write(row)
         self.display.evaluation(row)
-        plotted = plot_losses(self.metrics.rows, self.run / "loss.png", self.run.name)
-        if not plotted and step == 0:
-            self.display.note("no loss.png: matplotlib is not installed (pip install matplotlib)")
         watched = losses.get("val_loss", losses["train_loss"])
         if step == 0 or (best is not None and watched >= best["loss"]):
             return False
         self.state["best"] = {"step": step, "loss": watched}
         return True
+
+    def _plot(self) -> None:
+        if not plot_losses(self.metrics.rows, self.run / "loss.png", self.run.name) and self.state["step"] == 0:
+            self.display.note("no loss.png: matplotlib is not installed (pip install matplotlib)")
 
     @torch.no_grad()
     def losses(self) -> dict[str, float]:
@@ -183,13 +191,15 @@ class Trainer:
         model, result = self.copy.model, {}
         model.eval()
         for name, sets in self.evaluation.items():
-            mean = 0.0
+            if not sets:
+                continue
+            mean, shares = 0.0, sum(share for share, _, _ in sets)
             for share, windows, batches in sets:
                 total = 0.0
                 for rows in batches:
                     tokens = torch.from_numpy(np.stack([windows.row(int(n)).tokens for n in rows])).to(self.device)
                     total += model(tokens[:, :-1], tokens[:, 1:].contiguous()).item() * len(rows)
-                mean += share * total / sum(map(len, batches))
+                mean += share / shares * total / sum(map(len, batches))
             result[f"{name}_loss"] = mean
         model.train()
         return result

@@ -20,10 +20,12 @@ _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 def _hf_config(config: GPTConfig) -> dict[str, Any]:
     dropout = config.dropout
     eot = config.vocab_size - 1 if config.vocab_size == 50257 else None
-    # A banded model is not a GPT-2: under its own name transformers refuses it instead of computing something else.
-    plain = all(window is None for window in config.windows)
+    if any(config.windows):
+        # Banded attention is no GPT-2: with neither its settings nor its tensor names (see `to_hf`), transformers
+        # cannot take the model for one and compute something else.
+        return {"model_type": "gptfast", "architectures": ["GPT"], "gptfast": config.to_dict()}
     return {
-        "model_type": "gpt2" if plain else "gptfast", "architectures": ["GPT2LMHeadModel" if plain else "GPT"],
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
         "vocab_size": config.vocab_size, "n_positions": config.context_length, "n_layer": config.n_layer,
         "n_head": config.n_head, "n_embd": config.n_embd, "activation_function": "gelu_new",
         "layer_norm_epsilon": config.layer_norm_eps, "tie_word_embeddings": config.tie_weights,
@@ -32,11 +34,16 @@ def _hf_config(config: GPTConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _config_from_hf(values: dict[str, Any], path: Path) -> GPTConfig:
+def read_config(path: Path) -> GPTConfig:
+    """The configuration in a Hugging Face config.json. Raises GptfastError for what is no GPT-2."""
+    values = read_json(path, "model_type")
     if "gptfast" in values:
         return GPTConfig.from_dict(values["gptfast"])
-    if values.get("model_type") != "gpt2":
-        raise GptfastError(f"{path} describes a {values.get('model_type')!r} model; gptfast reads GPT-2 models")
+    missing = {"vocab_size", "n_positions", "n_layer", "n_head", "n_embd"} - set(values)
+    if values["model_type"] == "gpt2" and missing:
+        raise GptfastError(f"{path} does not say {', '.join(sorted(missing))}; copy it again")
+    if values["model_type"] != "gpt2":
+        raise GptfastError(f"{path} describes a {values['model_type']!r} model; gptfast reads GPT-2 models")
     if values.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
         raise GptfastError(f"{path} asks for the activation {values['activation_function']!r}; gptfast has gelu_new")
     if values.get("n_inner") not in (None, 4 * values["n_embd"]):
@@ -52,16 +59,17 @@ def to_hf(model: GPT) -> dict[str, Tensor]:
     """The model's tensors under the names and in the shapes of transformers' GPT2LMHeadModel; absent biases become
     zeros.
     """
+    prefix = "gptfast." if any(model.config.windows) else "transformer."
     state = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
             if not model.config.tie_weights:
                 state[name] = tensor
             continue
-        state["transformer." + name] = (tensor.T if name.endswith(_TRANSPOSED) else tensor).contiguous()
+        state[prefix + name] = (tensor.T if name.endswith(_TRANSPOSED) else tensor).contiguous()
     for name, tensor in list(state.items()):
         bias = name.removesuffix("weight") + "bias"
-        if bias not in state and (".ln_" in name or name.endswith(_TRANSPOSED)):
+        if name.endswith("weight") and bias not in state and (".ln_" in name or name.endswith(_TRANSPOSED)):
             state[bias] = tensor.new_zeros(tensor.shape[-1])
     return state
 
@@ -72,7 +80,7 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
-    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    state = {name.removeprefix("transformer.").removeprefix("gptfast."): tensor for name, tensor in state.items()}
     if "lm_head.weight" not in state:
         state["lm_head.weight"] = state.get("wte.weight", torch.empty(0))
     result = {}
@@ -103,7 +111,7 @@ def load(folder: str | Path) -> GPT:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise GptfastError(f"{folder} has no {name}; give a folder in Hugging Face's layout")
-    config = _config_from_hf(read_json(folder / "config.json"), folder / "config.json")
+    config = read_config(folder / "config.json")
     with torch.device("meta"):
         model = GPT(config)
     try:

@@ -107,6 +107,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100, red
     kept = targets != ignore_index
     chosen = w.gather(1, targets.where(kept, 0)[:, None])[:, 0]
     losses = (torch.logsumexp(w, dim=1) - chosen).where(kept, 0.0)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction is {reduction!r}; it must be "mean", "sum" or "none"')
     if reduction == "none":
         return losses
     return losses.sum() / (kept.sum() if reduction == "mean" else 1)

@@ -197,3 +197,36 @@ def test_gradients_equal_finite_differences(monkeypatch):
     assert torch.autograd.gradcheck(lambda x, w: ops.linear_cross_entropy(x, w, t), (x, w))
     q, k, v = (torch.randn(1, 5, 2, 4, dtype=torch.double, requires_grad=True) for _ in range(3))
     assert torch.autograd.gradcheck(ops.causal_attention, (q, k, v))
+
+
+def test_backward_inside_autocast():
+    q, k, v = (torch.randn(2, 9, 2, 8, requires_grad=True) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        ops.causal_attention(q, k, v).float().sum().backward()
+    assert q.grad.isfinite().all()
+
+
+def test_second_derivatives_are_refused_and_not_computed_wrongly():
+    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    loss = ops.linear_cross_entropy(x.square(), w, torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, x, create_graph=True)
+    q, k, v = torch.randn(3, 1, 4, 1, 8, requires_grad=True).unbind(0)
+    (first,) = torch.autograd.grad(ops.causal_attention(q, k, v).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.square().sum(), q)
+
+
+def test_linear_cross_entropy_shows_nan_of_kept_rows_only():
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    x[0], x[2] = torch.nan, torch.nan
+    got = ops.linear_cross_entropy(x, w, torch.tensor([1, 2, -100]), reduction="none")
+    assert got[0].isnan() and got[1].isfinite() and got[2] == 0
+
+
+def test_linear_cross_entropy_of_no_rows_and_of_an_unknown_reduction():
+    empty = torch.empty(0, dtype=torch.long)
+    assert ops.linear_cross_entropy(torch.empty(0, 4), torch.randn(5, 4), empty, reduction="sum") == 0
+    for module in (ops, reference):
+        with pytest.raises(ValueError, match="reduction is 'avg'"):
+            module.linear_cross_entropy(torch.randn(1, 4), torch.randn(5, 4), torch.tensor([0]), reduction="avg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -343,3 +344,87 @@ def test_an_unknown_recipe_key_names_the_nearest(tokens, tmp_path, capsys, name,
     (tmp_path / name).write_text(text.splitlines()[-1])
     assert pretrain(tokens, tmp_path / "run", "--config", str(tmp_path / name)) == 2
     assert "sets 'step', which does not exist; did you mean 'steps'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--grad-clip", "-1", "at least 0"), ("--lr", "nan", "above 0"), ("--lr-floor", "-3", "from 0 to 1"),
+        ("--epochs", "0", "above 0"), ("--stride", "0", "above 0"), ("--beta1", "1.5", "at least 0 and below 1"),
+        ("--eval-batches", "-1", "at least 0"), ("--warmup-steps", "-5", "at least 0"),
+        ("--wsd-decay", "2", "from 0 to 1"),
+        ("--seed", "9" * 30, "at least 0"), ("--embd-std", "-1", "above 0"), ("--device", "meta", "unknown device"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused_before_anything_is_written(tokens, tmp_path, capsys, flag, value, said):
+    assert pretrain(tokens, tmp_path / "run", flag, value) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_for_the_metrics_or_the_picture(tokens, tmp_path, capsys, monkeypatch):
+    """Neither is a traceback, and the picture costs no training."""
+    from gptfast import train
+    from gptfast.files import atomic_write
+
+    def no_room(rows, path, title):
+        with atomic_write(path):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "plot_losses", lambda *a: no_room(*a) if len(a[0]) > 1 else True)
+    assert pretrain(tokens, tmp_path / "a", "--steps", "5", *EVERY) == 2
+    assert "cannot write" in capsys.readouterr().err and list(checkpoint.checkpoints(tmp_path / "a")) == [5]
+    if os.path.exists("/dev/full"):
+        monkeypatch.undo()
+        real = open
+        path = str(tmp_path / "b" / "metrics.jsonl")
+        monkeypatch.setattr("builtins.open", lambda f, *a, **k: real("/dev/full" if str(f) == path else f, *a, **k))
+        assert pretrain(tokens, tmp_path / "b", "--steps", "5", *EVERY) == 2
+        assert "metrics.jsonl: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("state.json", b"{}", "state.json is damaged: it has no 'step'"),
+        ("config.json", b"[]", "config.json is damaged"),
+        ("optimizer.safetensors", b"", "delete .*step-000020 to go on from the checkpoint before it"),
+        ("model.safetensors", b"half", "delete .*step-000020"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(whole, tmp_path, capsys, file, content, said):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    again = ["pretrain", "--resume", "--out", str(run), "--steps", "21"]
+    (run / "checkpoints" / "step-000020" / file).write_bytes(content)
+    assert main(again) == 2
+    assert re.search(said, capsys.readouterr().err)
+    shutil.rmtree(run / "checkpoints" / "step-000020")
+    assert main(again) == 0 and 21 in checkpoint.checkpoints(run)
+
+
+def test_a_finished_run_is_left_as_it_is(whole, capsys):
+    before = (whole / "config.json").read_bytes()
+    assert main(["pretrain", "--resume", "--out", str(whole), "--steps", "5"]) == 0
+    assert "already at step 20 of 5" in capsys.readouterr().out and (whole / "config.json").read_bytes() == before
+
+
+def test_a_run_resumes_from_another_folder(tokens, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tokens.parent)
+    assert pretrain(Path(tokens.name), Path("relative"), "--steps", "2", *EVERY) == 0
+    run = tokens.parent / "relative"
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", "--resume", "--out", str(run), "--steps", "3"]) == 0
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize(("out", "said"), [("text.txt", "is a file"), ("text.txt/x", "cannot make")])
+def test_an_impossible_run_folder_is_named(tokens, capsys, out, said):
+    assert pretrain(tokens, tokens.parent / out, "--steps", "1") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_ids_of_another_vocabulary_are_named(gpt2_vocabulary, tmp_path, capsys):
+    (tmp_path / "train.bin").write_bytes(np.full(5000, 60000, dtype=np.uint16).tobytes())
+    assert pretrain(tmp_path, tmp_path / "run", "--steps", "1") == 2
+    assert "holds the id 60000, which is no GPT-2 token" in capsys.readouterr().err

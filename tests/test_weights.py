@@ -39,8 +39,29 @@ def test_transformers_computes_the_same_from_a_model_without_biases(tmp_path):
 
 
 def test_a_banded_model_does_not_pass_for_a_gpt2(tmp_path):
+    transformers = pytest.importorskip("transformers")
     gptfast.GPT(gptfast.GPTConfig(97, 16, 2, 2, 8, window=4)).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] != "gpt2"
+    with pytest.raises(ValueError, match="gptfast"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = set(
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=97, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+        ).state_dict()
+    )
+    assert not theirs & set(load_file(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tie_weights": False}])
+def test_saved_tensors_are_exactly_those_of_transformers(tmp_path, changes):
+    transformers = pytest.importorskip("transformers")
+    model = gptfast.GPT(gptfast.GPTConfig(97, 16, 2, 2, 8, **changes))
+    model.save_pretrained(tmp_path)
+    saved = {name: tensor.shape for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=97, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+    ).state_dict()
+    want = {name: tensor.shape for name, tensor in theirs.items() if name != "lm_head.weight"}
+    assert saved == want | ({} if model.config.tie_weights else {"lm_head.weight": torch.Size([97, 8])})
 
 
 @pytest.mark.parametrize(
@@ -51,6 +72,8 @@ def test_a_banded_model_does_not_pass_for_a_gpt2(tmp_path):
         (lambda p: drop(p, "transformer.ln_f.weight"), "have no 'ln_f.weight'"),
         (lambda p: change(p, n_embd=16, gptfast=None), "but the configuration needs"),
         (lambda p: change(p, model_type="llama", gptfast=None), "describes a 'llama' model"),
+        (lambda p: (p / "config.json").write_text("[]"), "has no 'model_type'"),
+        (lambda p: (p / "config.json").write_text('{"model_type": "gpt2"}'), "does not say n_embd, n_head"),
         (lambda p: change(p, activation_function="relu", gptfast=None), "activation 'relu'"),
     ],
 )

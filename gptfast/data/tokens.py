@@ -231,6 +231,8 @@ def _gpt2_set(files: list[Path], arrays: Sequence[np.ndarray], eot_first: bool) 
 
     digest = hashlib.sha256()
     for file, array in zip(files, arrays, strict=True):
+        if (largest := int(array.max())) >= GPT2_VOCAB:
+            raise GptfastError(f"{file} holds the id {largest}, which is no GPT-2 token; it has another vocabulary")
         # Hashing all of a large set at every start would take minutes: its length and both ends tell sets apart.
         digest.update(f"{file.name} {len(array)}".encode() + array[: 1 << 19].tobytes() + array[-(1 << 19) :].tobytes())
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
