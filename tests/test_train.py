@@ -194,8 +194,9 @@ def test_gradient_accumulation_equals_a_larger_batch(tokens, precision, tmp_path
     """Rows n of 2 x 4 are rows n of 8; sums of fp32 gradients differ in their last digits only, bf16 by its 8 bits."""
     for name, flags in (("one", ["--batch-size", "8"]), ("two", ["--batch-size", "4", "--grad-accum", "2"])):
         assert pretrain(tokens, tmp_path / name, "--steps", "3", *EVERY, *flags, "--precision", precision) == 0
-    one, two = ([r["loss"] for r in losses(tmp_path / n) if "loss" in r] for n in ("one", "two"))
-    assert one == pytest.approx(two, rel=1e-5 if precision == "fp32" else 2**-8)
+    one, two = ([(r["loss"], r["grad_norm"]) for r in losses(tmp_path / n) if "loss" in r] for n in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5 if precision == "fp32" else 2**-7)
 
 
 def test_bf16_learns_like_fp32(tokens, whole, tmp_path):
