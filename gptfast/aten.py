@@ -109,7 +109,8 @@ def linear_cross_entropy(
         raise ValueError(f'reduction is {reduction!r}; it must be "mean", "sum" or "none"')
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients and reduction == "none":
-        return F.cross_entropy((x @ weight.T).float(), targets, ignore_index=ignore_index, reduction="none")
+        logits = (x @ weight.T).to(torch.promote_types(x.dtype, torch.float32))
+        return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
     return _chunked_cross_entropy(x, weight, targets, ignore_index, reduction, gradients)[0]
 
 

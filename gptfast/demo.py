@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
             checkpoint_every=steps,
             sample_tokens=300,
             eval_batches=5,
-        )  # fmt: skip
+        )
     )
     print(f"\nThe model is in {run}; its losses are drawn in {run / 'loss.png'}. Let it write:")
     print(f'  gptfast generate {run} --prompt "The value of "')

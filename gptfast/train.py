@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class Trainer:
         rows = np.linspace(0, len(windows) - 1, wanted).astype(np.int64)
         return windows, np.array_split(rows, -(-wanted // batch_size))
 
-    def resume(self, folder: Any) -> None:
+    def resume(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`: parameters, moments and random states become its own."""
         checkpoint.restore(folder, self.model, self.optimizer)
         self.copy.refresh()

@@ -196,17 +196,16 @@ def test_gradient_accumulation_equals_a_larger_batch(tokens, precision, tmp_path
         assert pretrain(tokens, tmp_path / name, "--steps", "3", *EVERY, *flags, "--precision", precision) == 0
     one, two = ([(r["loss"], r["grad_norm"]) for r in losses(tmp_path / n) if "loss" in r] for n in ("one", "two"))
     for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, rel=1e-5 if precision == "fp32" else 2**-7)
+        assert a == pytest.approx(b, rel=1e-5 if precision == "fp32" else 2**-8)
 
 
-def test_bf16_learns_like_fp32(tokens, whole, tmp_path):
-    flags = ["--steps", "20", "--grad-accum", "2", *EVERY, "--precision", "bf16"]
-    assert pretrain(tokens, tmp_path / "run", *flags) == 0
-    fp32, bf16 = (
-        next(r for r in losses(run) if r["step"] == 20 and "val_loss" in r)["val_loss"]
-        for run in (whole, tmp_path / "run")
-    )
-    assert bf16 == pytest.approx(fp32, abs=0.1)  # dropout 0.1 in one of them; the loss falls by more than 1
+def test_bf16_learns_like_fp32(tokens, tmp_path):
+    """The validation loss falls by more than 1 in 20 steps; rounding to 8 bits moves its end by less than 2^-8."""
+    for precision in ("fp32", "bf16"):
+        flags = ["--steps", "20", "--grad-accum", "2", *EVERY, "--precision", precision]
+        assert pretrain(tokens, tmp_path / precision, *flags) == 0
+    fp32, bf16 = (losses(tmp_path / p)[-1]["val_loss"] for p in ("fp32", "bf16"))
+    assert bf16 == pytest.approx(fp32, rel=2**-8)
 
 
 def test_a_mixture_says_its_realised_weights_and_trains(tokens, tmp_path, capsys):
@@ -275,11 +274,7 @@ def test_resuming_with_another_shape_or_order_is_refused(whole, capsys, flags, s
 
 
 def test_resuming_with_another_tokenizer_is_refused(whole, tmp_path, capsys):
-    from gptfast.data import tokens as module
-
     (tmp_path / "train.bin").write_bytes(np.arange(5000, dtype=np.uint16).tobytes())
-    pytest.importorskip("tiktoken")
-    module_get = "gptfast.tokenizer.get_encoding"
     with pytest.MonkeyPatch.context() as patch:  # GPT-2's own vocabulary may not be on this machine
         real = gptfast.get_encoding("bytes")
         other = type(
@@ -287,9 +282,9 @@ def test_resuming_with_another_tokenizer_is_refused(whole, tmp_path, capsys):
             (),
             {"name": "gpt2", "hash": "0", "n_vocab": 257, "eot_token": 256, "encode_ordinary": real.encode_ordinary},
         )
-        patch.setattr(module_get, lambda name: other)
+        patch.setattr("gptfast.tokenizer.get_encoding", lambda name: other)
         assert main(["pretrain", "--resume", "--out", str(whole), "--data", str(tmp_path)]) == 2
-    assert module and "was trained with the tokenizer 'bytes', the data is in 'gpt2'" in capsys.readouterr().err
+    assert "was trained with the tokenizer 'bytes', the data is in 'gpt2'" in capsys.readouterr().err
 
 
 def test_resuming_with_other_tokens_is_refused(whole, tmp_path, capsys):
