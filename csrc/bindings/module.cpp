@@ -6,28 +6,13 @@
 #include <optional>
 #include <string>
 
+#include "bpe.hpp"
+#include "buffer.hpp"
 #include "core/utf8.hpp"
 
 namespace py = pybind11;
 
 namespace {
-
-// A C-contiguous view of any bytes-like object. The exporter cannot resize or free it while the view lives.
-class Bytes {
-  public:
-    explicit Bytes(const py::handle& object) {
-        if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) throw py::error_already_set();
-    }
-    ~Bytes() { PyBuffer_Release(&view_); }
-    Bytes(const Bytes&) = delete;
-    Bytes& operator=(const Bytes&) = delete;
-
-    const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(view_.buf); }
-    std::size_t size() const { return static_cast<std::size_t>(view_.len); }
-
-  private:
-    Py_buffer view_;
-};
 
 std::optional<std::int64_t> offset_or_none(std::int64_t offset) {
     if (offset == gptfast::Utf8Validator::kValid) return std::nullopt;
@@ -76,4 +61,6 @@ PYBIND11_MODULE(_core, m) {
             "finish", [](gptfast::Utf8Validator& self) { return offset_or_none(self.finish()); },
             "Say that the stream ends here. Returns None, or the offset of the first ill-formed or unfinished "
             "sequence.");
+
+    bind_bpe(m);
 }

@@ -1,0 +1,46 @@
+#include "encoder.hpp"
+
+#include "pretokenize.hpp"
+
+namespace gptfast {
+
+void Encoder::encode(Pattern pattern, const std::uint8_t* text, std::size_t size, Tokens& out) {
+    const std::uint8_t* const end = text + size;
+    pretokenize(pattern, text, size, [&](const std::uint8_t* begin, const std::uint8_t* piece_end) {
+        const auto length = static_cast<std::size_t>(piece_end - begin);
+        Pending& pending = batch_[pending_];
+        if (length <= Word::kMaxBytes) {
+            pending.word = WordTable::word(begin, length, static_cast<std::size_t>(end - begin));
+            pending.slot = words_.slot(pending.word);
+            words_.prefetch(pending.slot);
+        } else {
+            pending = {{reinterpret_cast<std::uintptr_t>(begin), length}, kLong};
+        }
+        if (++pending_ == kBatch) flush(out);
+    });
+    flush(out);
+}
+
+void Encoder::flush(Tokens& out) {
+    out.reserve(kBatch * Word::kMaxBytes);
+    for (std::size_t i = 0; i < pending_; ++i) {
+        const Pending& pending = batch_[i];
+        if (pending.slot != kLong) {
+            words_.encode(pending.word, pending.slot, out);
+        } else {
+            words_.encode_long(reinterpret_cast<const std::uint8_t*>(pending.word.low), pending.word.high, out);
+            out.reserve(kBatch * Word::kMaxBytes);
+        }
+    }
+    pending_ = 0;
+}
+
+void Encoder::encode_piece(const std::uint8_t* piece, std::size_t size, Tokens& out) {
+    if (size == 0) return;
+    if (size > Word::kMaxBytes) return words_.encode_long(piece, size, out);
+    out.reserve(Word::kMaxBytes);
+    const Word word = WordTable::word(piece, size, size);
+    words_.encode(word, words_.slot(word), out);
+}
+
+}  // namespace gptfast

@@ -1,0 +1,40 @@
+// One thread's encoder: pre-tokens in batches, so that their look-ups' memory accesses overlap.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pattern.hpp"
+#include "words.hpp"
+
+namespace gptfast {
+
+class Encoder {
+  public:
+    explicit Encoder(const Vocabulary& vocabulary) : words_(vocabulary) {}
+
+    // Appends the ids of `text` (UTF-8), special tokens in it taken as plain text.
+    void encode(Pattern pattern, const std::uint8_t* text, std::size_t size, Tokens& out);
+
+    // Appends the ids of one pre-token (any bytes).
+    void encode_piece(const std::uint8_t* piece, std::size_t size, Tokens& out);
+
+    std::size_t memory() const { return words_.memory(); }
+
+  private:
+    static constexpr std::size_t kBatch = 64;
+
+    struct Pending {
+        Word word;
+        std::size_t slot;  // kLong: low is the address, high the size
+    };
+    static constexpr std::size_t kLong = ~std::size_t{0};
+
+    void flush(Tokens& out);
+
+    WordTable words_;
+    std::size_t pending_ = 0;
+    Pending batch_[kBatch];
+};
+
+}  // namespace gptfast

@@ -1,0 +1,221 @@
+#include "vocabulary.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "merge.hpp"
+
+namespace gptfast {
+namespace {
+
+constexpr std::size_t kPadding = 16;
+constexpr std::size_t kDenseIds = std::size_t{1} << 22;
+
+int shift_for(std::size_t slots) {
+    int bits = 0;
+    while (std::size_t{1} << bits < slots) ++bits;
+    return 64 - bits;
+}
+
+std::size_t power_of_two(std::size_t least) {
+    std::size_t n = 64;
+    while (n < least) n *= 2;
+    return n;
+}
+
+std::string shown(std::string_view token) {
+    std::string text;
+    for (const char c : token.substr(0, 32)) {
+        const auto byte = static_cast<unsigned char>(c);
+        if (byte >= 0x20 && byte < 0x7F) {
+            text += c;
+        } else {
+            text += "\\x";
+            text += "0123456789abcdef"[byte >> 4];
+            text += "0123456789abcdef"[byte & 15];
+        }
+    }
+    return "b'" + text + (token.size() > 32 ? "...'" : "'");
+}
+
+}  // namespace
+
+std::uint64_t hash_bytes(const void* data, std::size_t size) {
+    const auto* p = static_cast<const char*>(data);
+    std::uint64_t h = size * 0xD6E8FEB86659FD93;
+    std::uint64_t word;
+    for (; size >= 8; p += 8, size -= 8) {
+        std::memcpy(&word, p, 8);
+        h = (h ^ word) * 0x9E3779B97F4A7C15;
+        h ^= h >> 32;
+    }
+    if (size) {
+        word = 0;
+        std::memcpy(&word, p, size);
+        h = (h ^ word) * 0x9E3779B97F4A7C15;
+        h ^= h >> 32;
+    }
+    return h * 0xD6E8FEB86659FD93;
+}
+
+PairTable::PairTable(std::size_t tokens) {
+    const std::size_t slots = power_of_two(tokens * 2 + tokens / 2);
+    entries_.assign(slots, kEmpty);
+    mask_ = slots - 1;
+    shift_ = shift_for(slots);
+}
+
+void PairTable::insert(std::uint32_t left, std::uint32_t right, std::uint32_t merged) {
+    const std::uint64_t key = std::uint64_t{left} << 21 | right;
+    std::size_t i = key * kHash >> shift_;
+    while (entries_[i] != kEmpty) i = (i + 1) & mask_;
+    entries_[i] = key << 21 | merged;
+}
+
+Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ids,
+                       std::vector<Special> specials)
+    : ids_(ids), pairs_(tokens.size()), specials_(std::move(specials)) {
+    const std::size_t n = tokens.size();
+    if (n != ids.size()) throw std::invalid_argument("there must be one id for each token");
+    if (n >= PairTable::kMaxTokens)
+        throw std::invalid_argument("the vocabulary has " + std::to_string(n) +
+                                    " tokens; at most 2097151 are possible");
+    std::size_t total = 0;
+    for (const std::string_view token : tokens) total += token.size();
+    if (total > 0x7FFFFFFF) throw std::invalid_argument("the vocabulary's tokens have more than 2 GB");
+    blob_.reserve(total + kPadding);
+    offsets_.reserve(n + 1);
+    offsets_.push_back(0);
+    for (const std::string_view token : tokens) {
+        blob_ += token;
+        offsets_.push_back(static_cast<std::uint32_t>(blob_.size()));
+    }
+    blob_.append(kPadding, '\0');
+
+    std::fill(std::begin(byte_ranks_), std::end(byte_ranks_), kNoToken);
+    index_.assign(power_of_two(2 * n), 0);
+    const std::size_t mask = index_.size() - 1;
+    const int shift = shift_for(index_.size());
+    for (std::uint32_t rank = 0; rank < n; ++rank) {
+        const std::string_view token = bytes(rank);
+        if (token.empty()) throw std::invalid_argument("token " + std::to_string(ids[rank]) + " is empty");
+        if (token.size() == 1) byte_ranks_[static_cast<std::uint8_t>(token[0])] = rank;
+        std::size_t i = hash_bytes(token.data(), token.size()) >> shift;
+        for (; index_[i]; i = (i + 1) & mask)
+            if (bytes(index_[i] - 1) == token)
+                throw std::invalid_argument("the token " + shown(token) + " stands twice, as " +
+                                            std::to_string(ids[index_[i] - 1]) + " and " + std::to_string(ids[rank]));
+        index_[i] = rank + 1;
+    }
+    for (int byte = 0; byte < 256; ++byte)
+        if (byte_ranks_[byte] == kNoToken) {
+            const char one = static_cast<char>(byte);
+            throw std::invalid_argument("no token for the single byte " + shown({&one, 1}) +
+                                        "; a byte-level vocabulary needs all 256");
+        }
+
+    // Decoding: ids of tokens and of special tokens, which must not collide.
+    decoded_ = blob_.substr(0, total);
+    std::uint32_t largest = 0;
+    for (const std::uint32_t id : ids) largest = std::max(largest, id);
+    for (const Special& special : specials_) largest = std::max(largest, special.id);
+    dense_.resize(std::min<std::size_t>(std::size_t{largest} + 1, kDenseIds));
+    const auto place = [&](std::uint32_t id, std::uint32_t offset, std::size_t length) {
+        const Place where{offset, static_cast<std::uint32_t>(length)};
+        if (id >= dense_.size()) {
+            sparse_.emplace_back(id, where);
+            return true;
+        }
+        if (dense_[id].length) return false;
+        dense_[id] = where;
+        return true;
+    };
+    for (std::uint32_t rank = 0; rank < n; ++rank)
+        if (!place(ids[rank], offsets_[rank], bytes(rank).size()))
+            throw std::invalid_argument("the id " + std::to_string(ids[rank]) + " stands twice, for " +
+                                        shown(decode(ids[rank])) + " and " + shown(bytes(rank)));
+    for (const Special& special : specials_) {
+        if (special.text.empty()) throw std::invalid_argument("a special token is empty");
+        place(special.id, static_cast<std::uint32_t>(decoded_.size()),
+              special.text.size());  // a token's bytes come first
+        decoded_ += special.text;
+    }
+    decoded_.append(kPadding, '\0');
+    std::stable_sort(sparse_.begin(), sparse_.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (std::size_t i = 1; i < sparse_.size(); ++i)
+        if (sparse_[i].first == sparse_[i - 1].first && sparse_[i].second.offset < total)
+            throw std::invalid_argument("the id " + std::to_string(sparse_[i].first) + " stands twice");
+
+    byte_pairs_.assign(65536, kNoToken);
+    parts_.assign(n, {kNoToken, kNoToken});
+    for (std::uint32_t rank = 0; rank < n; ++rank) find_parts(rank);
+}
+
+// A token is only ever made by one merge: the last one of its own bytes, since until then no merge crosses its ends,
+// wherever it stands. Merging with what has a lower rank leaves exactly those two parts, unless some part has a higher
+// rank than the whole; such a vocabulary takes the slow way.
+void Vocabulary::find_parts(std::uint32_t rank) {
+    const std::string_view token = bytes(rank);
+    if (token.size() == 1) return;
+    std::uint32_t few[64];
+    std::vector<std::uint32_t> many;
+    std::uint32_t* out = few;
+    if (token.size() > 64) {
+        many.resize(token.size());
+        out = many.data();
+    }
+    const std::size_t count =
+        byte_pair_merge(*this, reinterpret_cast<const std::uint8_t*>(token.data()), token.size(), out);
+    const auto made = count == 2 ? std::make_pair(out[0], out[1]) : last_merge(token);
+    parts_[rank] = made;
+    if (made.first == kNoToken) return;
+    pairs_.insert(made.first, made.second, rank);
+    const std::string_view left = bytes(made.first), right = bytes(made.second);
+    if (left.size() == 1 && right.size() == 1)
+        byte_pairs_[std::size_t{static_cast<std::uint8_t>(left[0])} << 8 | static_cast<std::uint8_t>(right[0])] = rank;
+}
+
+// Merges as tiktoken does, by looking up bytes, in quadratic time: the last merge, if the token is made at all.
+std::pair<std::uint32_t, std::uint32_t> Vocabulary::last_merge(std::string_view token) const {
+    std::vector<std::size_t> starts;
+    for (std::size_t i = 0; i <= token.size(); ++i) starts.push_back(i);
+    while (starts.size() > 2) {
+        std::uint32_t best = kNoToken;
+        std::size_t at = 0;
+        for (std::size_t i = 0; i + 2 < starts.size(); ++i) {
+            const std::uint32_t rank = find(token.substr(starts[i], starts[i + 2] - starts[i]));
+            if (rank < best) {
+                best = rank;
+                at = i;
+            }
+        }
+        if (best == kNoToken) return {kNoToken, kNoToken};
+        if (starts.size() == 3) return {find(token.substr(0, starts[1])), find(token.substr(starts[1]))};
+        starts.erase(starts.begin() + static_cast<std::ptrdiff_t>(at) + 1);
+    }
+    return {kNoToken, kNoToken};
+}
+
+std::uint32_t Vocabulary::find(std::string_view token) const {
+    const std::size_t mask = index_.size() - 1;
+    for (std::size_t i = hash_bytes(token.data(), token.size()) >> shift_for(index_.size()); index_[i];
+         i = (i + 1) & mask)
+        if (bytes(index_[i] - 1) == token) return index_[i] - 1;
+    return kNoToken;
+}
+
+std::string_view Vocabulary::decode_sparse(std::uint32_t id) const {
+    const auto found = std::lower_bound(sparse_.begin(), sparse_.end(), id,
+                                        [](const auto& a, std::uint32_t b) { return a.first < b; });
+    if (found == sparse_.end() || found->first != id) return {};
+    return {decoded_.data() + found->second.offset, found->second.length};
+}
+
+std::size_t Vocabulary::memory() const {
+    return blob_.capacity() + decoded_.capacity() +
+           4 * (offsets_.size() + ids_.size() + index_.size() + byte_pairs_.size()) + 8 * parts_.size() +
+           sizeof(Place) * dense_.size() + pairs_.bytes();
+}
+
+}  // namespace gptfast

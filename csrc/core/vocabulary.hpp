@@ -1,0 +1,112 @@
+// A byte-pair vocabulary: tokens in order of merge rank, which pair of tokens makes each, and the ids the world knows
+// them by.
+//
+// Inside the core a token is its rank, 0 .. size() - 1; outside it is its id. For tiktoken's vocabularies the two agree
+// but for gaps; a tokenizer.json may number its tokens in any order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace gptfast {
+
+constexpr std::uint32_t kNoToken = 0xFFFFFFFF;
+
+// Two tokens -> the token that they merge into. One word an entry: left, right and merged, 21 bits each; three quarters
+// of all look-ups find nothing, so the table is at most 3/8 full.
+class PairTable {
+  public:
+    static constexpr std::size_t kMaxTokens = std::size_t{1} << 21;
+
+    explicit PairTable(std::size_t tokens);
+    void insert(std::uint32_t left, std::uint32_t right, std::uint32_t merged);
+
+    std::uint32_t find(std::uint32_t left, std::uint32_t right) const {
+        const std::uint64_t key = std::uint64_t{left} << 21 | right;
+        for (std::size_t i = key * kHash >> shift_;; i = (i + 1) & mask_) {
+            const std::uint64_t entry = entries_[i];
+            if (entry >> 21 == key) return entry & 0x1FFFFF;
+            if (entry == kEmpty) return kNoToken;
+        }
+    }
+
+    std::size_t bytes() const { return entries_.size() * sizeof(std::uint64_t); }
+
+  private:
+    static constexpr std::uint64_t kEmpty = ~std::uint64_t{0};
+    static constexpr std::uint64_t kHash = 0x9E3779B97F4A7C15;
+
+    std::vector<std::uint64_t> entries_;
+    std::size_t mask_;
+    int shift_;
+};
+
+struct Special {
+    std::string text;
+    std::uint32_t id;
+};
+
+class Vocabulary {
+  public:
+    // `tokens` in order of merge rank (all different, all 256 single bytes among them) and their `ids` (all different).
+    // Throws std::invalid_argument in one line where that does not hold.
+    Vocabulary(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ids,
+               std::vector<Special> specials);
+
+    std::size_t size() const { return ids_.size(); }
+    std::string_view bytes(std::uint32_t rank) const {
+        return {blob_.data() + offsets_[rank], offsets_[rank + 1] - offsets_[rank]};
+    }
+    std::uint32_t id(std::uint32_t rank) const { return ids_[rank]; }
+    std::uint32_t byte_rank(std::uint8_t byte) const { return byte_ranks_[byte]; }
+    std::uint32_t merge(std::uint32_t left, std::uint32_t right) const { return pairs_.find(left, right); }
+    std::uint32_t merge_bytes(std::uint8_t left, std::uint8_t right) const {
+        return byte_pairs_[std::size_t{left} << 8 | right];
+    }
+
+    // The two tokens whose merge makes `rank`; {kNoToken, kNoToken} for a single byte, and for a token that no sequence
+    // of merges makes: tiktoken still uses that one where a whole pre-token equals it.
+    std::pair<std::uint32_t, std::uint32_t> parts(std::uint32_t rank) const { return parts_[rank]; }
+
+    std::uint32_t find(std::string_view token) const;  // the rank, or kNoToken
+    const std::vector<Special>& specials() const { return specials_; }
+
+    // The bytes of the token or special token with this id; an empty view where there is none. 16 bytes from its start
+    // can be read whatever its length.
+    std::string_view decode(std::uint32_t id) const {
+        if (id >= dense_.size()) return decode_sparse(id);
+        return {decoded_.data() + dense_[id].offset, dense_[id].length};
+    }
+
+    std::size_t memory() const;
+
+  private:
+    struct Place {
+        std::uint32_t offset = 0, length = 0;
+    };
+
+    void find_parts(std::uint32_t rank);
+    std::pair<std::uint32_t, std::uint32_t> last_merge(std::string_view token) const;
+    std::string_view decode_sparse(std::uint32_t id) const;
+
+    std::string blob_;  // tokens, joined
+    std::vector<std::uint32_t> offsets_, ids_;
+    std::vector<std::uint32_t> index_;  // open addressing over tokens: rank + 1, 0 is empty
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> parts_;
+    PairTable pairs_;
+    std::vector<std::uint32_t> byte_pairs_;  // [65536]
+    std::uint32_t byte_ranks_[256];
+    std::vector<Special> specials_;
+    std::string decoded_;                                  // blob_, the specials' text, 16 bytes of padding
+    std::vector<Place> dense_;                             // by id
+    std::vector<std::pair<std::uint32_t, Place>> sparse_;  // ids too large for that, sorted
+};
+
+// A quick hash of a few bytes to a few hundred.
+std::uint64_t hash_bytes(const void* data, std::size_t size);
+
+}  // namespace gptfast
