@@ -3,9 +3,19 @@
 #include "pretokenize.hpp"
 
 namespace gptfast {
+namespace {
+
+// Ranks from `begin` on become ids.
+void to_ids(const Vocabulary& vocabulary, Tokens& out, std::size_t begin) {
+    if (vocabulary.ids_are_ranks()) return;
+    for (std::uint32_t* token = out.begin() + begin; token != out.end(); ++token) *token = vocabulary.id(*token);
+}
+
+}  // namespace
 
 void Encoder::encode(Pattern pattern, const std::uint8_t* text, std::size_t size, Tokens& out) {
     const std::uint8_t* const end = text + size;
+    const std::size_t first = out.size();
     pretokenize(pattern, text, size, [&](const std::uint8_t* begin, const std::uint8_t* piece_end) {
         const auto length = static_cast<std::size_t>(piece_end - begin);
         Pending& pending = batch_[pending_];
@@ -19,17 +29,17 @@ void Encoder::encode(Pattern pattern, const std::uint8_t* text, std::size_t size
         if (++pending_ == kBatch) flush(out);
     });
     flush(out);
+    to_ids(vocabulary_, out, first);
 }
 
 void Encoder::flush(Tokens& out) {
-    out.reserve(kBatch * Word::kMaxBytes);
+    out.reserve(WordTable::kReserve);
     for (std::size_t i = 0; i < pending_; ++i) {
         const Pending& pending = batch_[i];
         if (pending.slot != kLong) {
             words_.encode(pending.word, pending.slot, out);
         } else {
             words_.encode_long(reinterpret_cast<const std::uint8_t*>(pending.word.low), pending.word.high, out);
-            out.reserve(kBatch * Word::kMaxBytes);
         }
     }
     pending_ = 0;
@@ -37,10 +47,15 @@ void Encoder::flush(Tokens& out) {
 
 void Encoder::encode_piece(const std::uint8_t* piece, std::size_t size, Tokens& out) {
     if (size == 0) return;
-    if (size > Word::kMaxBytes) return words_.encode_long(piece, size, out);
-    out.reserve(Word::kMaxBytes);
-    const Word word = WordTable::word(piece, size, size);
-    words_.encode(word, words_.slot(word), out);
+    const std::size_t first = out.size();
+    if (size > Word::kMaxBytes) {
+        words_.encode_long(piece, size, out);
+    } else {
+        out.reserve(WordTable::kReserve);
+        const Word word = WordTable::word(piece, size, size);
+        words_.encode(word, words_.slot(word), out);
+    }
+    to_ids(vocabulary_, out, first);
 }
 
 }  // namespace gptfast

@@ -11,7 +11,7 @@ namespace gptfast {
 
 class Encoder {
   public:
-    explicit Encoder(const Vocabulary& vocabulary) : words_(vocabulary) {}
+    explicit Encoder(const Vocabulary& vocabulary) : vocabulary_(vocabulary), words_(vocabulary) {}
 
     // Appends the ids of `text` (UTF-8), special tokens in it taken as plain text.
     void encode(Pattern pattern, const std::uint8_t* text, std::size_t size, Tokens& out);
@@ -32,6 +32,7 @@ class Encoder {
 
     void flush(Tokens& out);
 
+    const Vocabulary& vocabulary_;
     WordTable words_;
     std::size_t pending_ = 0;
     Pending batch_[kBatch];

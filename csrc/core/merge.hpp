@@ -9,8 +9,10 @@
 
 namespace gptfast {
 
-// Writes the ranks of the tokens of `piece` (size >= 1) to `out`, which has room for `size` of them; returns how many.
-// n log n in the worst case, without recursion.
+// Merges `count` tokens in place; returns how many are left. n log n in the worst case, without recursion.
+std::size_t merge_tokens(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count);
+
+// Writes the tokens of `piece` to `out`, which has room for `size` of them; returns how many.
 std::size_t byte_pair_merge(const Vocabulary& vocabulary, const std::uint8_t* piece, std::size_t size,
                             std::uint32_t* out);
 

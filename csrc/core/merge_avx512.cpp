@@ -23,23 +23,34 @@
 namespace gptfast {
 namespace {
 
+template <std::size_t kLanes>
 class Keys {
   public:
-    explicit Keys(const std::uint32_t* keys) : v_(_mm512_load_si512(keys)) {}
-    std::uint32_t smallest() const { return _mm512_reduce_min_epu32(v_); }
+    static constexpr std::size_t kSize = kLanes;
+
+    explicit Keys(const std::uint32_t* keys) {
+        for (std::size_t i = 0; i < kVectors; ++i) v_[i] = _mm512_load_si512(keys + 16 * i);
+    }
+    std::uint32_t smallest() const {
+        __m512i least = v_[0];
+        for (std::size_t i = 1; i < kVectors; ++i) least = _mm512_min_epu32(least, v_[i]);
+        return _mm512_reduce_min_epu32(least);
+    }
     void set(int at, std::uint32_t key) {
-        v_ = _mm512_mask_set1_epi32(v_, static_cast<__mmask16>(1 << at), static_cast<int>(key));
+        const std::uint64_t lane = std::uint64_t{1} << at;
+        for (std::size_t i = 0; i < kVectors; ++i)
+            v_[i] = _mm512_mask_set1_epi32(v_[i], static_cast<__mmask16>(lane >> 16 * i), static_cast<int>(key));
     }
 
   private:
-    __m512i v_;
+    static constexpr std::size_t kVectors = kLanes / 16;
+    __m512i v_[kVectors];
 };
 
 }  // namespace
 
-std::size_t merge_avx512(const Vocabulary& vocabulary, const std::uint8_t* piece, std::size_t size,
-                         std::uint32_t* out) {
-    return merge_with<Keys>(vocabulary, piece, size, out);
+std::size_t merge_avx512(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count) {
+    return merge_with<Keys>(vocabulary, tokens, count);
 }
 
 }  // namespace gptfast

@@ -1,4 +1,4 @@
-// Merging of up to kMiddle bytes with the vector instructions of one processor family.
+// Merging of up to kMaxInRegisters tokens with the vector instructions of one processor family.
 #pragma once
 
 #include "blocks_isa.hpp"
@@ -6,11 +6,13 @@
 
 namespace gptfast {
 
-using MergeFunction = std::size_t (*)(const Vocabulary&, const std::uint8_t*, std::size_t, std::uint32_t*);
+constexpr std::size_t kMaxInRegisters = 64;
+
+using MergeFunction = std::size_t (*)(const Vocabulary&, std::uint32_t*, std::size_t);
 
 #if GPTFAST_X86
-std::size_t merge_avx2(const Vocabulary& vocabulary, const std::uint8_t* piece, std::size_t size, std::uint32_t* out);
-std::size_t merge_avx512(const Vocabulary& vocabulary, const std::uint8_t* piece, std::size_t size, std::uint32_t* out);
+std::size_t merge_avx2(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count);
+std::size_t merge_avx512(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count);
 #endif
 
 }  // namespace gptfast

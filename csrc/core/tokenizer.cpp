@@ -126,7 +126,7 @@ void Tokenizer::encode_range(Encoder& encoder, std::string_view text, const Spec
 Tokens Tokenizer::encode(std::string_view text, const SpecialSet& specials, std::size_t threads) const {
     if (threads == 1 || text.size() < 2 * kChunk || pattern_ == Pattern::kNone) {
         Tokens out;
-        out.reserve(text.size() / 4);
+        out.reserve(text.size() / 2);
         encode_range(*Lease(*this), text, specials, out);
         return out;
     }
@@ -159,7 +159,7 @@ Tokens Tokenizer::encode(std::string_view text, const SpecialSet& specials, std:
         parts.size(), threads, [&] { return std::make_unique<Lease>(*this); },
         [&](const std::unique_ptr<Lease>& lease, std::size_t group) {
             Tokens& out = parts[group];
-            out.reserve(step / 4);
+            out.reserve(step / 2);
             for (std::size_t i = groups[group]; i < groups[group + 1]; ++i) {
                 const Segment& segment = segments[i];
                 (*lease)->encode(pattern_, bytes_of(segment.ordinary), segment.ordinary.size(), out);

@@ -59,18 +59,24 @@ std::uint64_t hash_bytes(const void* data, std::size_t size) {
     return h * 0xD6E8FEB86659FD93;
 }
 
-PairTable::PairTable(std::size_t tokens) {
-    const std::size_t slots = power_of_two(tokens * 2 + tokens / 2);
-    entries_.assign(slots, kEmpty);
-    mask_ = slots - 1;
-    shift_ = shift_for(slots);
+PairTable::PairTable(std::size_t tokens)
+    : buckets_(power_of_two(tokens / 2 + tokens / 8)) {  // 1.6 entries in four, at most
+    mask_ = buckets_.size() - 1;
+    shift_ = shift_for(buckets_.size());
+    filter_.assign(power_of_two(tokens / 8), 0);
+    filter_shift_ = shift_for(filter_.size());
 }
 
 void PairTable::insert(std::uint32_t left, std::uint32_t right, std::uint32_t merged) {
     const std::uint64_t key = std::uint64_t{left} << 21 | right;
-    std::size_t i = key * kHash >> shift_;
-    while (entries_[i] != kEmpty) i = (i + 1) & mask_;
-    entries_[i] = key << 21 | merged;
+    const std::uint64_t hash = key * kHash;
+    filter_[hash >> filter_shift_] |= std::uint64_t{1} << (hash >> (filter_shift_ - 6) & 63);
+    for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_)
+        for (std::uint64_t& entry : buckets_[i].entries)
+            if (entry == kEmpty) {
+                entry = key << 21 | merged;
+                return;
+            }
 }
 
 Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ids,
@@ -147,7 +153,7 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
         if (sparse_[i].first == sparse_[i - 1].first && sparse_[i].second.offset < total)
             throw std::invalid_argument("the id " + std::to_string(sparse_[i].first) + " stands twice");
 
-    byte_pairs_.assign(65536, kNoToken);
+    for (std::uint32_t rank = 0; rank < n; ++rank) ids_are_ranks_ = ids_are_ranks_ && ids[rank] == rank;
     parts_.assign(n, {kNoToken, kNoToken});
     for (std::uint32_t rank = 0; rank < n; ++rank) find_parts(rank);
 }
@@ -169,11 +175,32 @@ void Vocabulary::find_parts(std::uint32_t rank) {
         byte_pair_merge(*this, reinterpret_cast<const std::uint8_t*>(token.data()), token.size(), out);
     const auto made = count == 2 ? std::make_pair(out[0], out[1]) : last_merge(token);
     parts_[rank] = made;
+    const auto lower = [&](std::uint32_t part) { return part < rank || (part != kNoToken && bytes(part).size() == 1); };
+    regular_ = regular_ && lower(made.first) && lower(made.second);
     if (made.first == kNoToken) return;
     pairs_.insert(made.first, made.second, rank);
-    const std::string_view left = bytes(made.first), right = bytes(made.second);
-    if (left.size() == 1 && right.size() == 1)
-        byte_pairs_[std::size_t{static_cast<std::uint8_t>(left[0])} << 8 | static_cast<std::uint8_t>(right[0])] = rank;
+}
+
+// The first merge across the boundary, if there is one, joins a token that ends the left side at some time with one
+// that starts the right side at that time. In a regular vocabulary merges happen in order of rank, so the pairs that
+// meet are found by undoing the two tokens' merges from the last on. A pair merges if its rank is lower than that of
+// the merge which takes its left token away (at equal rank that merge is further left, so it comes first), and not
+// higher than that of the one which takes its right token away.
+bool Vocabulary::compatible(std::uint32_t left, std::uint32_t right) const {
+    std::uint32_t left_gone = kNoToken, right_gone = kNoToken;
+    for (;;) {
+        const std::uint32_t merged = pairs_.find(left, right);
+        if (merged < left_gone && merged <= right_gone && merged != kNoToken) return false;
+        const bool left_byte = parts_[left].first == kNoToken, right_byte = parts_[right].first == kNoToken;
+        if (left_byte && right_byte) return true;
+        if (right_byte || (!left_byte && left > right)) {
+            left_gone = left;
+            left = parts_[left].second;
+        } else {
+            right_gone = right;
+            right = parts_[right].first;
+        }
+    }
 }
 
 // Merges as tiktoken does, by looking up bytes, in quadratic time: the last merge, if the token is made at all.
@@ -213,9 +240,8 @@ std::string_view Vocabulary::decode_sparse(std::uint32_t id) const {
 }
 
 std::size_t Vocabulary::memory() const {
-    return blob_.capacity() + decoded_.capacity() +
-           4 * (offsets_.size() + ids_.size() + index_.size() + byte_pairs_.size()) + 8 * parts_.size() +
-           sizeof(Place) * dense_.size() + pairs_.bytes();
+    return blob_.capacity() + decoded_.capacity() + 4 * (offsets_.size() + ids_.size() + index_.size()) +
+           8 * parts_.size() + sizeof(Place) * dense_.size() + pairs_.bytes();
 }
 
 }  // namespace gptfast

@@ -16,8 +16,10 @@ namespace gptfast {
 
 constexpr std::uint32_t kNoToken = 0xFFFFFFFF;
 
-// Two tokens -> the token that they merge into. One word an entry: left, right and merged, 21 bits each; three quarters
-// of all look-ups find nothing, so the table is at most 3/8 full.
+// Two tokens -> the token that they merge into. One word an entry: left, right and merged, 21 bits each. Merging waits
+// for one look-up after the other and most find nothing, so a look-up has no branch that depends on what it finds: all
+// four entries of a bucket are compared, and the next bucket is read only where this one is full. A filter of 8 to 16
+// bits a token, small enough to stay in a processor's cache, answers most of what is not there.
 class PairTable {
   public:
     static constexpr std::size_t kMaxTokens = std::size_t{1} << 21;
@@ -27,22 +29,34 @@ class PairTable {
 
     std::uint32_t find(std::uint32_t left, std::uint32_t right) const {
         const std::uint64_t key = std::uint64_t{left} << 21 | right;
-        for (std::size_t i = key * kHash >> shift_;; i = (i + 1) & mask_) {
-            const std::uint64_t entry = entries_[i];
-            if (entry >> 21 == key) return entry & 0x1FFFFF;
-            if (entry == kEmpty) return kNoToken;
+        const std::uint64_t hash = key * kHash;
+        if (!(filter_[hash >> filter_shift_] >> (hash >> (filter_shift_ - 6) & 63) & 1)) return kNoToken;
+        for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_) {
+            const std::uint64_t* entry = buckets_[i].entries;
+            std::uint64_t found = ~std::uint64_t{0};
+            found = entry[0] >> 21 == key ? entry[0] & 0x1FFFFF : found;
+            found = entry[1] >> 21 == key ? entry[1] & 0x1FFFFF : found;
+            found = entry[2] >> 21 == key ? entry[2] & 0x1FFFFF : found;
+            found = entry[3] >> 21 == key ? entry[3] & 0x1FFFFF : found;
+            if (entry[3] == kEmpty || found != ~std::uint64_t{0}) return static_cast<std::uint32_t>(found);
         }
     }
 
-    std::size_t bytes() const { return entries_.size() * sizeof(std::uint64_t); }
+    std::size_t bytes() const { return buckets_.size() * sizeof(Bucket) + filter_.size() * sizeof(std::uint64_t); }
 
   private:
     static constexpr std::uint64_t kEmpty = ~std::uint64_t{0};
     static constexpr std::uint64_t kHash = 0x9E3779B97F4A7C15;
 
-    std::vector<std::uint64_t> entries_;
+    struct alignas(32) Bucket {
+        std::uint64_t entries[4] = {kEmpty, kEmpty, kEmpty, kEmpty};
+    };
+
+    std::vector<Bucket> buckets_;
     std::size_t mask_;
     int shift_;
+    std::vector<std::uint64_t> filter_;
+    int filter_shift_;
 };
 
 struct Special {
@@ -64,13 +78,19 @@ class Vocabulary {
     std::uint32_t id(std::uint32_t rank) const { return ids_[rank]; }
     std::uint32_t byte_rank(std::uint8_t byte) const { return byte_ranks_[byte]; }
     std::uint32_t merge(std::uint32_t left, std::uint32_t right) const { return pairs_.find(left, right); }
-    std::uint32_t merge_bytes(std::uint8_t left, std::uint8_t right) const {
-        return byte_pairs_[std::size_t{left} << 8 | right];
-    }
 
     // The two tokens whose merge makes `rank`; {kNoToken, kNoToken} for a single byte, and for a token that no sequence
     // of merges makes: tiktoken still uses that one where a whole pre-token equals it.
     std::pair<std::uint32_t, std::uint32_t> parts(std::uint32_t rank) const { return parts_[rank]; }
+
+    // Whether BPE leaves the two tokens, side by side, as they are. Ids of a longer text are right if and only if this
+    // holds for each neighbouring two. Only where regular().
+    bool compatible(std::uint32_t left, std::uint32_t right) const;
+
+    // Every token of several bytes is made by a merge, of two tokens of lower rank (or single bytes): true of any
+    // vocabulary that BPE training made.
+    bool regular() const { return regular_; }
+    bool ids_are_ranks() const { return ids_are_ranks_; }
 
     std::uint32_t find(std::string_view token) const;  // the rank, or kNoToken
     const std::vector<Special>& specials() const { return specials_; }
@@ -98,8 +118,8 @@ class Vocabulary {
     std::vector<std::uint32_t> index_;  // open addressing over tokens: rank + 1, 0 is empty
     std::vector<std::pair<std::uint32_t, std::uint32_t>> parts_;
     PairTable pairs_;
-    std::vector<std::uint32_t> byte_pairs_;  // [65536]
     std::uint32_t byte_ranks_[256];
+    bool regular_ = true, ids_are_ranks_ = true;
     std::vector<Special> specials_;
     std::string decoded_;                                  // blob_, the specials' text, 16 bytes of padding
     std::vector<Place> dense_;                             // by id

@@ -20,11 +20,30 @@ Tokens& Tokens::operator=(Tokens&& other) noexcept {
     return *this;
 }
 
+namespace {
+
+// Memory for megabytes that are read or written at random or for the first time: huge pages, where the system has them,
+// save most of the TLB misses and page faults. std::free gives it back.
+void* allocate_large(std::size_t bytes) {
+#if defined(__linux__)
+    constexpr std::size_t kHugePage = std::size_t{1} << 21;
+    if (bytes >= kHugePage) {
+        const std::size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+        void* memory = std::aligned_alloc(kHugePage, rounded);
+        if (memory) madvise(memory, rounded, MADV_HUGEPAGE);
+        return memory;
+    }
+#endif
+    return std::malloc(bytes);
+}
+
+}  // namespace
+
 void Tokens::grow(std::size_t more) {
     const std::size_t wanted = std::max(size_ + more, capacity_ + capacity_ / 2) + kSlack;
-    auto* grown = static_cast<std::uint32_t*>(std::realloc(data_, wanted * sizeof *data_));
+    void* grown = data_ ? std::realloc(data_, wanted * sizeof *data_) : allocate_large(wanted * sizeof *data_);
     if (!grown) throw std::bad_alloc();
-    data_ = grown;
+    data_ = static_cast<std::uint32_t*>(grown);
     capacity_ = wanted;
 }
 
@@ -65,21 +84,16 @@ void WordTable::Free::operator()(void* p) const { std::free(p); }
 
 // Twice as many slots again as the vocabulary needs to be half full: the rest is for pre-tokens of several tokens.
 WordTable::WordTable(const Vocabulary& vocabulary)
-    : vocabulary_(vocabulary), slots_(std::size_t{1} << 14), shift_(64 - 14) {
+    : vocabulary_(vocabulary),
+      slots_(std::size_t{1} << 14),
+      shift_(64 - 14),
+      compatible_(std::size_t{1} << kCompatibleBits) {
     while (slots_ < 4 * vocabulary.size()) {
         slots_ *= 2;
         --shift_;
     }
     limit_ = slots_ / 8 * 5;
-    constexpr std::size_t kHugePage = std::size_t{1} << 21;
-    const std::size_t bytes = slots_ * sizeof(Entry);
-#if defined(__linux__)
-    memory_.reset(std::aligned_alloc(std::min(kHugePage, bytes), bytes));
-    // Random access over megabytes: with 4 KB pages most of it would miss the TLB too.
-    if (memory_) madvise(memory_.get(), bytes, MADV_HUGEPAGE);
-#else
-    memory_.reset(std::malloc(bytes));
-#endif
+    memory_.reset(allocate_large(slots_ * sizeof(Entry)));
     if (!memory_) throw std::bad_alloc();
     entries_ = static_cast<Entry*>(memory_.get());
     last_ = entries_ + slots_ - 1;
@@ -95,11 +109,10 @@ void WordTable::reset() {
     for (std::uint32_t rank = 0; rank < vocabulary_.size(); ++rank) {
         const std::string_view token = vocabulary_.bytes(rank);
         if (token.size() > Word::kMaxBytes) continue;
-        const std::uint32_t id = vocabulary_.id(rank);
         const Word found =
             word(reinterpret_cast<const std::uint8_t*>(token.data()), token.size(), 16);  // bytes() are padded
         std::size_t probes;
-        insert(free_slot(found, probes), found, &id, 1);
+        insert(free_slot(found, probes), found, &rank, 1);
         most_probes_ = std::max(most_probes_, probes);
     }
 }
@@ -110,16 +123,16 @@ std::size_t WordTable::free_slot(const Word& word, std::size_t& probes) const {
     return i;
 }
 
-void WordTable::insert(std::size_t slot, const Word& word, const std::uint32_t* ids, std::size_t count) {
+void WordTable::insert(std::size_t slot, const Word& word, const std::uint32_t* tokens, std::size_t count) {
     Entry& entry = entries_[slot];
     entry.low = word.low;
     entry.high = word.high;
     entry.count = static_cast<std::uint32_t>(count);
     if (count <= kInline) {
-        std::memcpy(entry.ids, ids, count * sizeof *ids);
+        std::memcpy(entry.tokens, tokens, count * sizeof *tokens);
     } else {
-        entry.ids[0] = static_cast<std::uint32_t>(overflow_.size());
-        overflow_.insert(overflow_.end(), ids, ids + count);
+        entry.tokens[0] = static_cast<std::uint32_t>(overflow_.size());
+        overflow_.insert(overflow_.end(), tokens, tokens + count);
         overflow_.resize(overflow_.size() + Word::kMaxBytes - count);  // so that copying may always copy kMaxBytes
     }
     ++used_;
@@ -130,15 +143,13 @@ void WordTable::encode_new(const Word& word, Tokens& out) {
     std::uint8_t piece[16];
     std::memcpy(piece, &word.low, 8);
     std::memcpy(piece + 8, &word.high, 8);
-    std::uint32_t ids[Word::kMaxBytes + 1];
-    const std::size_t count = byte_pair_merge(vocabulary_, piece, size, ids);
-    for (std::size_t i = 0; i < count; ++i) ids[i] = vocabulary_.id(ids[i]);
+    const std::size_t first = out.size();
+    merge(piece, size, out);
     if (used_ >= limit_ || overflow_.size() > kMaxOverflow) reset();
     std::size_t probes;
     const std::size_t slot = free_slot(word, probes);
-    if (probes <= most_probes_) insert(slot, word, ids, count);
-    std::memcpy(out.end(), ids, count * sizeof *ids);
-    out.extend(count);
+    if (probes <= most_probes_) insert(slot, word, out.begin() + first, out.size() - first);
+    out.reserve(kReserve);
 }
 
 void WordTable::reset_long() {
@@ -147,8 +158,8 @@ void WordTable::reset_long() {
     arena_.clear();
 }
 
-void WordTable::insert_long(std::uint64_t hash, const std::uint8_t* piece, std::size_t size, const std::uint32_t* ids,
-                            std::size_t count) {
+void WordTable::insert_long(std::uint64_t hash, const std::uint8_t* piece, std::size_t size,
+                            const std::uint32_t* tokens, std::size_t count) {
     const std::size_t mask = long_entries_.size() - 1;
     std::size_t i = hash & mask;
     while (long_entries_[i].size) i = (i + 1) & mask;
@@ -157,40 +168,103 @@ void WordTable::insert_long(std::uint64_t hash, const std::uint8_t* piece, std::
     ++long_used_;
     const std::size_t place = arena_.size();
     arena_.resize(place + count + (size + 3) / 4);
-    std::memcpy(arena_.data() + place, ids, count * sizeof *ids);
+    std::memcpy(arena_.data() + place, tokens, count * sizeof *tokens);
     std::memcpy(arena_.data() + place + count, piece, size);
 }
 
 void WordTable::encode_long(const std::uint8_t* piece, std::size_t size, Tokens& out) {
-    const bool remembered = size <= kMaxLongBytes;
-    std::uint64_t hash = 0;
-    if (remembered) {
-        hash = hash_bytes(piece, size);
-        const std::size_t mask = long_entries_.size() - 1;
-        for (std::size_t i = hash & mask; long_entries_[i].size; i = (i + 1) & mask) {
-            const LongEntry& entry = long_entries_[i];
-            const std::uint32_t* ids = arena_.data() + entry.place;
-            if (entry.hash != hash || entry.size != size || std::memcmp(ids + entry.count, piece, size) != 0) continue;
-            out.reserve(entry.count);
-            std::memcpy(out.end(), ids, entry.count * sizeof *ids);
-            return out.extend(entry.count);
+    if (size > kMaxLongBytes) return merge(piece, size, out);
+    const std::uint64_t hash = hash_bytes(piece, size);
+    const std::size_t mask = long_entries_.size() - 1;
+    for (std::size_t i = hash & mask; long_entries_[i].size; i = (i + 1) & mask) {
+        const LongEntry& entry = long_entries_[i];
+        const std::uint32_t* tokens = arena_.data() + entry.place;
+        if (entry.hash != hash || entry.size != size || std::memcmp(tokens + entry.count, piece, size) != 0) continue;
+        out.reserve(entry.count + kReserve);
+        std::memcpy(out.end(), tokens, entry.count * sizeof *tokens);
+        return out.extend(entry.count);
+    }
+    const std::size_t begin = out.size();
+    merge(piece, size, out);
+    if (long_used_ > long_entries_.size() / 2 || arena_.size() > kMaxArena) reset_long();
+    insert_long(hash, piece, size, out.begin() + begin, out.size() - begin);
+}
+
+// Starts from the tokens of whole characters, which are in the table, instead of bytes: that leaves a half to a third
+// of the merges in any script but Latin. BPE starts from bytes, so the result is right only if no merge of bytes
+// crosses two characters before theirs do; whether all neighbours are compatible tells.
+void WordTable::merge(const std::uint8_t* piece, std::size_t size, Tokens& out) {
+    out.reserve(size + kReserve);
+    if (!vocabulary_.regular()) {  // a token that no merges make still stands for the piece that equals it
+        const std::uint32_t whole = vocabulary_.find({reinterpret_cast<const char*>(piece), size});
+        if (whole != kNoToken) return out.push(whole);
+        return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
+    }
+    const std::size_t first = out.size();
+    std::size_t characters = 0;
+    for (std::size_t i = 0; i < size; ++i) characters += (piece[i] & 0xC0) != 0x80;
+    if (characters <= 1 || characters == size) return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
+    for (std::size_t at = 0; at < size;) {
+        const std::size_t begin = out.size();
+        while (at < size && out.size() - begin < kWindow) {
+            std::size_t end = at + 1;
+            while (end < size && end - at < 4 && (piece[end] & 0xC0) == 0x80) ++end;
+            if (end - at == 1) {
+                out.push(vocabulary_.byte_rank(piece[at]));
+            } else {
+                const Word character = word(piece + at, end - at, size - at);
+                encode(character, slot(character), out);
+            }
+            at = end;
         }
+        const std::size_t count = merge_tokens(vocabulary_, out.begin() + begin, out.size() - begin);
+        out.truncate(begin + count);
     }
-    out.reserve(size);
-    std::uint32_t* const ids = out.end();
-    std::size_t count = 1;
-    const std::uint32_t whole = vocabulary_.find({reinterpret_cast<const char*>(piece), size});
-    if (whole != kNoToken) {
-        ids[0] = vocabulary_.id(whole);
-    } else {
-        count = byte_pair_merge(vocabulary_, piece, size, ids);
-        for (std::size_t i = 0; i < count; ++i) ids[i] = vocabulary_.id(ids[i]);
+    for (std::size_t i = first + 1; i < out.size(); ++i)
+        if (!compatible(out.begin()[i - 1], out.begin()[i])) {
+            if (join_incompatible(piece, out, first)) return;
+            out.truncate(first);
+            out.reserve(size + kReserve);
+            return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
+        }
+}
+
+// The tokens from `first` on are `piece`. Takes the tokens on both sides of an incompatible boundary as one run of
+// bytes, encodes that, and so on until all neighbours are compatible. Gives up (false) where a run grows past
+// kMaxJoined bytes.
+bool WordTable::join_incompatible(const std::uint8_t* piece, Tokens& out, std::size_t first) {
+    constexpr std::size_t kMaxJoined = 48;
+    struct Run {
+        std::size_t begin, tokens;  // where it begins in the piece, and its tokens in `out`
+    };
+    scratch_.assign(out.begin() + first, out.end());
+    out.truncate(first);
+    std::vector<Run> runs;
+    std::size_t at = 0;
+    for (const std::uint32_t token : scratch_) {
+        const std::size_t end = at + vocabulary_.bytes(token).size();
+        std::size_t begin = at, tokens = out.size();
+        out.push(token);
+        while (!runs.empty() && !compatible(out.begin()[tokens - 1], out.begin()[tokens])) {
+            begin = runs.back().begin;
+            tokens = runs.back().tokens;
+            runs.pop_back();
+            if (end - begin > kMaxJoined) return false;
+            out.truncate(tokens);
+            out.reserve(kMaxJoined);
+            out.extend(byte_pair_merge(vocabulary_, piece + begin, end - begin, out.end()));
+        }
+        runs.push_back({begin, tokens});
+        at = end;
     }
-    if (remembered) {
-        if (long_used_ > long_entries_.size() / 2 || arena_.size() > kMaxArena) reset_long();
-        insert_long(hash, piece, size, ids, count);
-    }
-    out.extend(count);
+    return true;
+}
+
+bool WordTable::compatible(std::uint32_t left, std::uint32_t right) {
+    const std::uint64_t key = std::uint64_t{left} << 21 | right;
+    std::uint64_t& known = compatible_[key * 0x9E3779B97F4A7C15 >> (64 - kCompatibleBits)];
+    if (known >> 1 != key + 1) known = (key + 1) << 1 | vocabulary_.compatible(left, right);
+    return known & 1;
 }
 
 std::size_t WordTable::memory() const {

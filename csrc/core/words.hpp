@@ -12,7 +12,7 @@
 
 namespace gptfast {
 
-// A growing array of ids, with room to write a few past the end.
+// A growing array of tokens, with room to write a few past the end.
 class Tokens {
   public:
     static constexpr std::size_t kSlack = 4;
@@ -26,17 +26,18 @@ class Tokens {
     Tokens(const Tokens&) = delete;
     Tokens& operator=(const Tokens&) = delete;
 
-    // Makes room for `more` ids beyond the end, and kSlack after them. Throws std::bad_alloc.
+    // Makes room for `more` tokens beyond the end, and kSlack after them. Throws std::bad_alloc.
     void reserve(std::size_t more) {
         if (capacity_ - size_ < more + kSlack) grow(more);
     }
+    std::uint32_t* begin() { return data_; }
     std::uint32_t* end() { return data_ + size_; }
     void extend(std::size_t n) { size_ += n; }  // after writing at end()
-    void push(std::uint32_t id) {
+    void push(std::uint32_t token) {
         reserve(1);
-        data_[size_++] = id;
+        data_[size_++] = token;
     }
-    void clear() { size_ = 0; }
+    void truncate(std::size_t size) { size_ = size; }
     void shrink();  // gives back what is not used
 
     const std::uint32_t* data() const { return data_; }
@@ -62,25 +63,27 @@ struct Word {
 
 class WordTable {
   public:
+    static constexpr std::size_t kReserve = 64 * Word::kMaxBytes;
+
     explicit WordTable(const Vocabulary& vocabulary);
 
     // `readable` bytes can be read at `piece`; where they are 16 or more, none of them is copied one by one.
     static Word word(const std::uint8_t* piece, std::size_t size, std::size_t readable) {
-        std::uint64_t half[2] = {0, 0};
+        std::uint64_t low = 0, high = 0;
         if (readable >= 16) {
-            std::memcpy(half, piece, 16);
-            half[0] &= kMask[size][0];
-            half[1] &= kMask[size][1];
+            std::memcpy(&low, piece, 8);
+            std::memcpy(&high, piece + 8, 8);
+            low &= kMask[size][0];
+            high &= kMask[size][1];
         } else {
-            std::memcpy(half, piece, size);
+            std::memcpy(&low, piece, size < 8 ? size : 8);
+            if (size > 8) std::memcpy(&high, piece + 8, size - 8);
         }
-        return {half[0], half[1] | std::uint64_t{size} << 56};
+        return {low, high | std::uint64_t{size} << 56};
     }
 
     std::size_t slot(const Word& word) const {
-        std::uint64_t h = word.low * 0x9E3779B97F4A7C15 ^ word.high * 0xC2B2AE3D27D4EB4F;
-        h ^= h >> 32;
-        return h * 0xD6E8FEB86659FD93 >> shift_;
+        return (word.low * 0x9E3779B97F4A7C15 + word.high * 0xC2B2AE3D27D4EB4F) >> shift_;
     }
     void prefetch(std::size_t slot) const {
 #if defined(__GNUC__) || defined(__clang__)
@@ -90,7 +93,7 @@ class WordTable {
 #endif
     }
 
-    // Appends the ids of a short pre-token whose slot is known; room for kMaxBytes of them was reserved.
+    // Appends the tokens of a short pre-token whose slot is known; kReserve were reserved, and are again.
     void encode(const Word& word, std::size_t slot, Tokens& out) {
         const Entry* entry = &entries_[slot];
         for (std::size_t probes = 0; entry->low != word.low || entry->high != word.high; ++probes) {
@@ -98,33 +101,35 @@ class WordTable {
             entry = entry == last_ ? entries_ : entry + 1;
         }
         std::uint32_t* end = out.end();
-        std::memcpy(end, entry->ids, sizeof entry->ids);
-        if (entry->count > kInline) std::memcpy(end, &overflow_[entry->ids[0]], Word::kMaxBytes * sizeof *end);
+        std::memcpy(end, entry->tokens, sizeof entry->tokens);
+        if (entry->count > kInline) std::memcpy(end, &overflow_[entry->tokens[0]], Word::kMaxBytes * sizeof *end);
         out.extend(entry->count);
     }
 
-    // Appends the ids of any longer pre-token.
+    // Appends the tokens of any longer pre-token.
     void encode_long(const std::uint8_t* piece, std::size_t size, Tokens& out);
 
     std::size_t memory() const;
 
   private:
-    static constexpr std::uint32_t kInline = 3;  // ids that an entry holds itself
+    static constexpr std::size_t kWindow = 61;   // tokens merged at once; a character has up to 4
+    static constexpr std::uint32_t kInline = 3;  // tokens that an entry holds itself
     static constexpr std::size_t kMaxProbes =
         24;  // a word farther from its slot is not remembered: no text makes look-ups slow
     static constexpr std::size_t kMaxOverflow = std::size_t{1} << 20;
     static constexpr std::size_t kMaxLongBytes = 1024;  // longer pre-tokens are not remembered
+    static constexpr int kCompatibleBits = 14;
     static constexpr std::size_t kMaxArena = std::size_t{1} << 22;
     static const std::uint64_t kMask[Word::kMaxBytes + 1][2];
 
     struct Entry {
         std::uint64_t low, high;
-        std::uint32_t ids[kInline];  // more of them: where they are in overflow_
-        std::uint32_t count;         // 0: the slot is free
+        std::uint32_t tokens[kInline];  // more of them: where they are in overflow_
+        std::uint32_t count;            // 0: the slot is free
     };
     struct LongEntry {
         std::uint64_t hash;
-        std::uint32_t place;  // in arena_: count ids, then the bytes
+        std::uint32_t place;  // in arena_: count tokens, then the bytes
         std::uint16_t size, count;
     };
     struct Free {
@@ -134,10 +139,13 @@ class WordTable {
     void reset();
     void reset_long();
     std::size_t free_slot(const Word& word, std::size_t& probes) const;
-    void insert(std::size_t slot, const Word& word, const std::uint32_t* ids, std::size_t count);
-    void insert_long(std::uint64_t hash, const std::uint8_t* piece, std::size_t size, const std::uint32_t* ids,
+    void insert(std::size_t slot, const Word& word, const std::uint32_t* tokens, std::size_t count);
+    void insert_long(std::uint64_t hash, const std::uint8_t* piece, std::size_t size, const std::uint32_t* tokens,
                      std::size_t count);
     void encode_new(const Word& word, Tokens& out);
+    void merge(const std::uint8_t* piece, std::size_t size, Tokens& out);
+    bool join_incompatible(const std::uint8_t* piece, Tokens& out, std::size_t first);
+    bool compatible(std::uint32_t left, std::uint32_t right);
 
     const Vocabulary& vocabulary_;
     std::unique_ptr<void, Free> memory_;
@@ -148,6 +156,9 @@ class WordTable {
     std::vector<LongEntry> long_entries_;
     std::size_t long_used_ = 0;
     std::vector<std::uint32_t> arena_;
+    std::vector<std::uint32_t> scratch_;
+    std::vector<std::uint64_t>
+        compatible_;  // what compatible() found lately: left, right, and the answer in the lowest bit
 };
 
 }  // namespace gptfast
