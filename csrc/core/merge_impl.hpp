@@ -1,7 +1,7 @@
 // What merge_*.cpp share: each includes it once, compiled for its own instruction set, hence the unnamed namespace.
 //
-// A token is known by its first position. Key of a token: rank of its merge with the next one << kPositionBits |
-// position, so that the smallest key is the merge of lowest rank, leftmost first; kNoToken where there is no merge.
+// Key of a token: rank of its merge with the next one << kPositionBits | its position, so that the smallest key is the
+// merge of lowest rank, leftmost first; kNoToken where there is no merge.
 #pragma once
 
 #include <cstring>
@@ -14,46 +14,50 @@ namespace {
 
 constexpr int kPositionBits = 6;
 
-inline std::uint32_t key_of(std::uint32_t rank, int position) {
-    return rank == kNoToken ? kNoToken : rank << kPositionBits | static_cast<std::uint32_t>(position);
+inline std::uint32_t key_of(std::uint32_t merged, int position) {
+    const std::uint32_t key = merged << kPositionBits | static_cast<std::uint32_t>(position);
+    return merged == kNoToken ? kNoToken : key;
 }
 
-// Up to Keys::kSize tokens: all keys are in `Keys`, a few vector registers, and the positions still there are bits of a
-// word.
+// Up to Keys::kSize - 2 tokens: all keys are in `Keys`, a few vector registers, and the positions still there are bits
+// of a word. At both ends stands a token that merges with nothing: nearly nothing branches but the end of the loop.
 template <class Keys>
 std::size_t merge_in_registers(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count) {
     alignas(64) std::uint32_t initial[Keys::kSize];
-    for (std::size_t i = 0; i + 1 < count; ++i)
-        initial[i] = key_of(vocabulary.merge(tokens[i], tokens[i + 1]), static_cast<int>(i));
-    for (std::size_t i = count - 1; i < Keys::kSize; ++i) initial[i] = kNoToken;
+    std::uint32_t part[Keys::kSize];
+    part[0] = part[count + 1] = PairTable::kMaxTokens;
+    for (std::size_t i = 0; i < count; ++i) part[i + 1] = tokens[i];
+    initial[0] = kNoToken;
+    for (std::size_t i = 1; i < count; ++i)
+        initial[i] = key_of(vocabulary.merge(part[i], part[i + 1]), static_cast<int>(i));
+    for (std::size_t i = count; i < Keys::kSize; ++i) initial[i] = kNoToken;
     Keys keys(initial);
-    std::uint64_t alive = ~std::uint64_t{0} >> (64 - count);
+    std::uint64_t alive = ~std::uint64_t{0} >> (62 - count);
     std::uint32_t best;
     while ((best = keys.smallest()) != kNoToken) {
         const int at = best & ((1 << kPositionBits) - 1);
         const std::uint32_t merged = best >> kPositionBits;
-        tokens[at] = merged;
+        part[at] = merged;
         const std::uint64_t above = ~std::uint64_t{1} << at;
         const int gone = lowest_bit(alive & above);
         alive &= ~(std::uint64_t{1} << gone);
-        const std::uint64_t after = alive & above, before = alive & ~above & ~(std::uint64_t{1} << at);
+        const int next = lowest_bit(alive & above);
+        const int previous = highest_bit(alive & ~above & ~(std::uint64_t{1} << at));
         keys.set(gone, kNoToken);
-        keys.set(at, after ? key_of(vocabulary.merge(merged, tokens[lowest_bit(after)]), at) : kNoToken);
-        if (before) {
-            const int previous = highest_bit(before);
-            keys.set(previous, key_of(vocabulary.merge(tokens[previous], merged), previous));
-        }
+        keys.set(at, key_of(vocabulary.merge(merged, part[next]), at));
+        keys.set(previous, key_of(vocabulary.merge(part[previous], merged), previous));
     }
     std::size_t left = 0;
-    for (; alive; alive &= alive - 1) tokens[left++] = tokens[lowest_bit(alive)];
+    alive &= ~std::uint64_t{1};
+    for (; alive & (alive - 1); alive &= alive - 1) tokens[left++] = part[lowest_bit(alive)];
     return left;
 }
 
 // Up to kMaxInRegisters tokens, at least one.
 template <template <std::size_t> class Keys>
 std::size_t merge_with(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count) {
-    if (count <= 16) return merge_in_registers<Keys<16>>(vocabulary, tokens, count);
-    if (count <= 32) return merge_in_registers<Keys<32>>(vocabulary, tokens, count);
+    if (count <= 14) return merge_in_registers<Keys<16>>(vocabulary, tokens, count);
+    if (count <= 30) return merge_in_registers<Keys<32>>(vocabulary, tokens, count);
     return merge_in_registers<Keys<64>>(vocabulary, tokens, count);
 }
 

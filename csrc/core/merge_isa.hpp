@@ -6,7 +6,7 @@
 
 namespace gptfast {
 
-constexpr std::size_t kMaxInRegisters = 64;
+constexpr std::size_t kMaxInRegisters = 62;
 
 using MergeFunction = std::size_t (*)(const Vocabulary&, std::uint32_t*, std::size_t);
 

@@ -60,23 +60,21 @@ std::uint64_t hash_bytes(const void* data, std::size_t size) {
 }
 
 PairTable::PairTable(std::size_t tokens)
-    : buckets_(power_of_two(tokens / 2 + tokens / 8)) {  // 1.6 entries in four, at most
+    : buckets_(power_of_two(tokens / 2 + tokens / 8)) {  // at most 1.6 entries in four
     mask_ = buckets_.size() - 1;
     shift_ = shift_for(buckets_.size());
-    filter_.assign(power_of_two(tokens / 8), 0);
-    filter_shift_ = shift_for(filter_.size());
 }
 
 void PairTable::insert(std::uint32_t left, std::uint32_t right, std::uint32_t merged) {
-    const std::uint64_t key = std::uint64_t{left} << 21 | right;
-    const std::uint64_t hash = key * kHash;
-    filter_[hash >> filter_shift_] |= std::uint64_t{1} << (hash >> (filter_shift_ - 6) & 63);
-    for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_)
-        for (std::uint64_t& entry : buckets_[i].entries)
-            if (entry == kEmpty) {
-                entry = key << 21 | merged;
-                return;
-            }
+    const std::uint64_t key = std::uint64_t{left} << kTokenBits | right;
+    for (std::size_t i = key * kHash >> shift_;; i = (i + 1) & mask_) {
+        for (std::uint64_t& entry : buckets_[i].entries) {
+            if ((entry & ~kOverflowed) != kEmpty) continue;
+            entry = key << kKeyShift | std::uint64_t{merged} << 1;
+            return;
+        }
+        buckets_[i].entries[0] |= kOverflowed;
+    }
 }
 
 Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ids,
@@ -86,7 +84,7 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
     if (n != ids.size()) throw std::invalid_argument("there must be one id for each token");
     if (n >= PairTable::kMaxTokens)
         throw std::invalid_argument("the vocabulary has " + std::to_string(n) +
-                                    " tokens; at most 2097151 are possible");
+                                    " tokens; at most 2097150 are possible");
     std::size_t total = 0;
     for (const std::string_view token : tokens) total += token.size();
     if (total > 0x7FFFFFFF) throw std::invalid_argument("the vocabulary's tokens have more than 2 GB");

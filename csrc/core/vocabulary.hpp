@@ -16,37 +16,40 @@ namespace gptfast {
 
 constexpr std::uint32_t kNoToken = 0xFFFFFFFF;
 
-// Two tokens -> the token that they merge into. One word an entry: left, right and merged, 21 bits each. Merging waits
-// for one look-up after the other and most find nothing, so a look-up has no branch that depends on what it finds: all
-// four entries of a bucket are compared, and the next bucket is read only where this one is full. A filter of 8 to 16
-// bits a token, small enough to stay in a processor's cache, answers most of what is not there.
+// Two tokens -> the token that they merge into. Merging waits for one look-up after the other, and whether one finds
+// something is hard to predict: so all four entries of a bucket are compared without a branch, and the next bucket is
+// read only where this one overflowed (2 in 100).
 class PairTable {
   public:
-    static constexpr std::size_t kMaxTokens = std::size_t{1} << 21;
+    static constexpr std::uint32_t kTokenBits = 21;
+    static constexpr std::uint32_t kMaxTokens = (1u << kTokenBits) - 1;  // also a token that merges with nothing
 
     explicit PairTable(std::size_t tokens);
     void insert(std::uint32_t left, std::uint32_t right, std::uint32_t merged);
 
     std::uint32_t find(std::uint32_t left, std::uint32_t right) const {
-        const std::uint64_t key = std::uint64_t{left} << 21 | right;
-        const std::uint64_t hash = key * kHash;
-        if (!(filter_[hash >> filter_shift_] >> (hash >> (filter_shift_ - 6) & 63) & 1)) return kNoToken;
-        for (std::size_t i = hash >> shift_;; i = (i + 1) & mask_) {
+        const std::uint64_t key = std::uint64_t{left} << kTokenBits | right;
+        for (std::size_t i = key * kHash >> shift_;; i = (i + 1) & mask_) {
             const std::uint64_t* entry = buckets_[i].entries;
-            std::uint64_t found = ~std::uint64_t{0};
-            found = entry[0] >> 21 == key ? entry[0] & 0x1FFFFF : found;
-            found = entry[1] >> 21 == key ? entry[1] & 0x1FFFFF : found;
-            found = entry[2] >> 21 == key ? entry[2] & 0x1FFFFF : found;
-            found = entry[3] >> 21 == key ? entry[3] & 0x1FFFFF : found;
-            if (entry[3] == kEmpty || found != ~std::uint64_t{0}) return static_cast<std::uint32_t>(found);
+            std::uint32_t found = kNoToken;
+            found = entry[0] >> kKeyShift == key ? merged_of(entry[0]) : found;
+            found = entry[1] >> kKeyShift == key ? merged_of(entry[1]) : found;
+            found = entry[2] >> kKeyShift == key ? merged_of(entry[2]) : found;
+            found = entry[3] >> kKeyShift == key ? merged_of(entry[3]) : found;
+            if (!(entry[0] & kOverflowed) || found != kNoToken) return found;
         }
     }
 
-    std::size_t bytes() const { return buckets_.size() * sizeof(Bucket) + filter_.size() * sizeof(std::uint64_t); }
+    std::size_t bytes() const { return buckets_.size() * sizeof(Bucket); }
 
   private:
-    static constexpr std::uint64_t kEmpty = ~std::uint64_t{0};
+    // An entry: left and right, 21 bits each; merged, 21 bits; in a bucket's first entry, whether it overflowed.
+    static constexpr int kKeyShift = kTokenBits + 1;
+    static constexpr std::uint64_t kOverflowed = 1;
+    static constexpr std::uint64_t kEmpty = ~std::uint64_t{0} << kKeyShift;
     static constexpr std::uint64_t kHash = 0x9E3779B97F4A7C15;
+
+    static std::uint32_t merged_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry >> 1) & kMaxTokens; }
 
     struct alignas(32) Bucket {
         std::uint64_t entries[4] = {kEmpty, kEmpty, kEmpty, kEmpty};
@@ -55,8 +58,6 @@ class PairTable {
     std::vector<Bucket> buckets_;
     std::size_t mask_;
     int shift_;
-    std::vector<std::uint64_t> filter_;
-    int filter_shift_;
 };
 
 struct Special {

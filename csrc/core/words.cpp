@@ -27,7 +27,7 @@ namespace {
 void* allocate_large(std::size_t bytes) {
 #if defined(__linux__)
     constexpr std::size_t kHugePage = std::size_t{1} << 21;
-    if (bytes >= kHugePage) {
+    if (bytes >= 2 * kHugePage) {
         const std::size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
         void* memory = std::aligned_alloc(kHugePage, rounded);
         if (memory) madvise(memory, rounded, MADV_HUGEPAGE);
@@ -94,18 +94,22 @@ WordTable::WordTable(const Vocabulary& vocabulary)
     }
     limit_ = slots_ / 8 * 5;
     memory_.reset(allocate_large(slots_ * sizeof(Entry)));
-    if (!memory_) throw std::bad_alloc();
+    // Zeroed when first touched, so that what is never used costs nothing. Copies of kMaxBytes may read past the last
+    // word.
+    long_entries_.reset(static_cast<LongEntry*>(std::calloc(kLongSlots, sizeof(LongEntry))));
+    arena_.reset(static_cast<std::uint32_t*>(std::malloc(kArena * sizeof(std::uint32_t))));
+    overflow_.reset(static_cast<std::uint32_t*>(std::malloc((kOverflow + Word::kMaxBytes) * sizeof(std::uint32_t))));
+    if (!memory_ || !long_entries_ || !arena_ || !overflow_) throw std::bad_alloc();
     entries_ = static_cast<Entry*>(memory_.get());
     last_ = entries_ + slots_ - 1;
     reset();
-    reset_long();
 }
 
 void WordTable::reset() {
     std::memset(static_cast<void*>(entries_), 0, slots_ * sizeof(Entry));
     used_ = 0;
     most_probes_ = kMaxProbes;
-    overflow_.clear();
+    overflow_used_ = 0;
     for (std::uint32_t rank = 0; rank < vocabulary_.size(); ++rank) {
         const std::string_view token = vocabulary_.bytes(rank);
         if (token.size() > Word::kMaxBytes) continue;
@@ -131,9 +135,9 @@ void WordTable::insert(std::size_t slot, const Word& word, const std::uint32_t* 
     if (count <= kInline) {
         std::memcpy(entry.tokens, tokens, count * sizeof *tokens);
     } else {
-        entry.tokens[0] = static_cast<std::uint32_t>(overflow_.size());
-        overflow_.insert(overflow_.end(), tokens, tokens + count);
-        overflow_.resize(overflow_.size() + Word::kMaxBytes - count);  // so that copying may always copy kMaxBytes
+        entry.tokens[0] = static_cast<std::uint32_t>(overflow_used_);
+        std::memcpy(overflow_.get() + overflow_used_, tokens, count * sizeof *tokens);
+        overflow_used_ += count;
     }
     ++used_;
 }
@@ -145,7 +149,7 @@ void WordTable::encode_new(const Word& word, Tokens& out) {
     std::memcpy(piece + 8, &word.high, 8);
     const std::size_t first = out.size();
     merge(piece, size, out);
-    if (used_ >= limit_ || overflow_.size() > kMaxOverflow) reset();
+    if (used_ >= limit_ || overflow_used_ + Word::kMaxBytes > kOverflow) reset();
     std::size_t probes;
     const std::size_t slot = free_slot(word, probes);
     if (probes <= most_probes_) insert(slot, word, out.begin() + first, out.size() - first);
@@ -153,32 +157,28 @@ void WordTable::encode_new(const Word& word, Tokens& out) {
 }
 
 void WordTable::reset_long() {
-    long_entries_.assign(std::max<std::size_t>(std::size_t{1} << 16, slots_ / 4), LongEntry{0, 0, 0, 0});
-    long_used_ = 0;
-    arena_.clear();
+    std::memset(static_cast<void*>(long_entries_.get()), 0, kLongSlots * sizeof(LongEntry));
+    long_used_ = arena_used_ = 0;
 }
 
 void WordTable::insert_long(std::uint64_t hash, const std::uint8_t* piece, std::size_t size,
                             const std::uint32_t* tokens, std::size_t count) {
-    const std::size_t mask = long_entries_.size() - 1;
-    std::size_t i = hash & mask;
-    while (long_entries_[i].size) i = (i + 1) & mask;
-    long_entries_[i] = {hash, static_cast<std::uint32_t>(arena_.size()), static_cast<std::uint16_t>(size),
+    std::size_t i = hash % kLongSlots;
+    while (long_entries_[i].size) i = (i + 1) % kLongSlots;
+    long_entries_[i] = {hash, static_cast<std::uint32_t>(arena_used_), static_cast<std::uint16_t>(size),
                         static_cast<std::uint16_t>(count)};
     ++long_used_;
-    const std::size_t place = arena_.size();
-    arena_.resize(place + count + (size + 3) / 4);
-    std::memcpy(arena_.data() + place, tokens, count * sizeof *tokens);
-    std::memcpy(arena_.data() + place + count, piece, size);
+    std::memcpy(arena_.get() + arena_used_, tokens, count * sizeof *tokens);
+    std::memcpy(arena_.get() + arena_used_ + count, piece, size);
+    arena_used_ += count + (size + 3) / 4;
 }
 
 void WordTable::encode_long(const std::uint8_t* piece, std::size_t size, Tokens& out) {
     if (size > kMaxLongBytes) return merge(piece, size, out);
     const std::uint64_t hash = hash_bytes(piece, size);
-    const std::size_t mask = long_entries_.size() - 1;
-    for (std::size_t i = hash & mask; long_entries_[i].size; i = (i + 1) & mask) {
+    for (std::size_t i = hash % kLongSlots; long_entries_[i].size; i = (i + 1) % kLongSlots) {
         const LongEntry& entry = long_entries_[i];
-        const std::uint32_t* tokens = arena_.data() + entry.place;
+        const std::uint32_t* tokens = arena_.get() + entry.place;
         if (entry.hash != hash || entry.size != size || std::memcmp(tokens + entry.count, piece, size) != 0) continue;
         out.reserve(entry.count + kReserve);
         std::memcpy(out.end(), tokens, entry.count * sizeof *tokens);
@@ -186,13 +186,14 @@ void WordTable::encode_long(const std::uint8_t* piece, std::size_t size, Tokens&
     }
     const std::size_t begin = out.size();
     merge(piece, size, out);
-    if (long_used_ > long_entries_.size() / 2 || arena_.size() > kMaxArena) reset_long();
+    if (long_used_ > kLongSlots / 2 || arena_used_ + out.size() - begin + size > kArena) reset_long();
     insert_long(hash, piece, size, out.begin() + begin, out.size() - begin);
 }
 
-// Starts from the tokens of whole characters, which are in the table, instead of bytes: that leaves a half to a third
-// of the merges in any script but Latin. BPE starts from bytes, so the result is right only if no merge of bytes
-// crosses two characters before theirs do; whether all neighbours are compatible tells.
+// Text beyond ASCII: the tokens of each character are in the table, and few merges join characters, or those that do
+// join few of them. So BPE runs only where neighbouring characters are not compatible, and there from the characters'
+// tokens instead of bytes. That is right unless a merge of bytes crosses two characters before theirs are done: whether
+// all neighbours are compatible in the end tells.
 void WordTable::merge(const std::uint8_t* piece, std::size_t size, Tokens& out) {
     out.reserve(size + kReserve);
     if (!vocabulary_.regular()) {  // a token that no merges make still stands for the piece that equals it
@@ -200,26 +201,52 @@ void WordTable::merge(const std::uint8_t* piece, std::size_t size, Tokens& out) 
         if (whole != kNoToken) return out.push(whole);
         return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
     }
-    const std::size_t first = out.size();
     std::size_t characters = 0;
     for (std::size_t i = 0; i < size; ++i) characters += (piece[i] & 0xC0) != 0x80;
     if (characters <= 1 || characters == size) return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
-    for (std::size_t at = 0; at < size;) {
-        const std::size_t begin = out.size();
-        while (at < size && out.size() - begin < kWindow) {
-            std::size_t end = at + 1;
-            while (end < size && end - at < 4 && (piece[end] & 0xC0) == 0x80) ++end;
-            if (end - at == 1) {
-                out.push(vocabulary_.byte_rank(piece[at]));
-            } else {
-                const Word character = word(piece + at, end - at, size - at);
-                encode(character, slot(character), out);
-            }
-            at = end;
+
+    const std::size_t first = out.size();
+    bool merged = false;
+    std::size_t run = first;  // where the tokens of the characters that must be merged start
+    std::size_t run_characters = 0;
+    const auto end_run = [&] {
+        if (run_characters > 1) {
+            const std::size_t count = merge_tokens(vocabulary_, out.begin() + run, out.size() - run);
+            out.truncate(run + count);
+            merged = true;
         }
-        const std::size_t count = merge_tokens(vocabulary_, out.begin() + begin, out.size() - begin);
-        out.truncate(begin + count);
+        run = out.size();
+        run_characters = 0;
+    };
+    for (std::size_t at = 0; at < size;) {
+        std::size_t end = at + 1;
+        while (end < size && end - at < 4 && (piece[end] & 0xC0) == 0x80) ++end;
+        const std::size_t tokens = out.size();
+        if (end - at == 1) {
+            out.push(vocabulary_.byte_rank(piece[at]));
+        } else {
+            const Word character = word(piece + at, end - at, size - at);
+            encode(character, slot(character), out);
+        }
+        if (tokens > first && compatible(out.begin()[tokens - 1], out.begin()[tokens])) {
+            if (run_characters == 1) {
+                run = tokens;
+                run_characters = 0;
+            } else {  // the run ends before this character, whose tokens move up behind it
+                std::uint32_t moved[4];
+                const std::size_t count = out.size() - tokens;
+                std::memcpy(moved, out.begin() + tokens, count * sizeof *moved);
+                out.truncate(tokens);
+                end_run();
+                std::memcpy(out.end(), moved, count * sizeof *moved);
+                out.extend(count);
+            }
+        }
+        ++run_characters;
+        at = end;
     }
+    end_run();
+    if (!merged) return;
     for (std::size_t i = first + 1; i < out.size(); ++i)
         if (!compatible(out.begin()[i - 1], out.begin()[i])) {
             if (join_incompatible(piece, out, first)) return;
@@ -268,8 +295,7 @@ bool WordTable::compatible(std::uint32_t left, std::uint32_t right) {
 }
 
 std::size_t WordTable::memory() const {
-    return slots_ * sizeof(Entry) + 4 * (overflow_.capacity() + arena_.capacity()) +
-           long_entries_.size() * sizeof(LongEntry);
+    return slots_ * sizeof(Entry) + kLongSlots * sizeof(LongEntry) + 4 * (kOverflow + kArena) + 8 * compatible_.size();
 }
 
 }  // namespace gptfast

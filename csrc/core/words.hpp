@@ -116,10 +116,11 @@ class WordTable {
     static constexpr std::uint32_t kInline = 3;  // tokens that an entry holds itself
     static constexpr std::size_t kMaxProbes =
         24;  // a word farther from its slot is not remembered: no text makes look-ups slow
-    static constexpr std::size_t kMaxOverflow = std::size_t{1} << 20;
-    static constexpr std::size_t kMaxLongBytes = 1024;  // longer pre-tokens are not remembered
-    static constexpr int kCompatibleBits = 14;
-    static constexpr std::size_t kMaxArena = std::size_t{1} << 22;
+    static constexpr std::size_t kOverflow = std::size_t{1} << 20;  // tokens
+    static constexpr std::size_t kMaxLongBytes = 1024;              // longer pre-tokens are not remembered
+    static constexpr int kCompatibleBits = 15;
+    static constexpr std::size_t kArena = std::size_t{1} << 21;  // words of 4 bytes
+    static constexpr std::size_t kLongSlots = std::size_t{1} << 17;
     static const std::uint64_t kMask[Word::kMaxBytes + 1][2];
 
     struct Entry {
@@ -152,10 +153,9 @@ class WordTable {
     Entry *entries_, *last_;
     std::size_t slots_, used_ = 0, limit_, most_probes_ = 0;
     int shift_;
-    std::vector<std::uint32_t> overflow_;
-    std::vector<LongEntry> long_entries_;
-    std::size_t long_used_ = 0;
-    std::vector<std::uint32_t> arena_;
+    std::unique_ptr<std::uint32_t[], Free> overflow_, arena_;
+    std::unique_ptr<LongEntry[], Free> long_entries_;
+    std::size_t overflow_used_ = 0, long_used_ = 0, arena_used_ = 0;
     std::vector<std::uint32_t> scratch_;
     std::vector<std::uint64_t>
         compatible_;  // what compatible() found lately: left, right, and the answer in the lowest bit
