@@ -114,12 +114,10 @@ class Bpe {
 
     Tokens encode_batch(const std::vector<py::object>& texts, const std::vector<std::string>& names,
                         std::size_t threads, std::vector<std::int64_t>& ends) const {
-        std::vector<std::string_view> views;
-        views.reserve(texts.size());
-        for (const py::object& text : texts) views.push_back(utf8(text));
+        const Utf8Batch batch(texts);
         const SpecialSet specials = allowed(names);
         const py::gil_scoped_release release;
-        return tokenizer.encode_batch(views, specials, at_least_one(threads), ends);
+        return tokenizer.encode_batch(batch.views(), specials, at_least_one(threads), ends);
     }
 
     Tokenizer tokenizer;
@@ -127,7 +125,8 @@ class Bpe {
 
 std::vector<Special> to_specials(const py::dict& special) {
     std::vector<Special> specials;
-    for (const auto& [text, id] : special) specials.push_back({std::string(utf8(text)), py::cast<std::uint32_t>(id)});
+    for (const auto& [text, id] : special)
+        specials.push_back({std::string(Utf8(text).view()), py::cast<std::uint32_t>(id)});
     return specials;
 }
 
@@ -202,14 +201,14 @@ void bind_bpe(py::module_& m) {
         .def(
             "encode",
             [](const Bpe& self, const py::object& s, const std::vector<std::string>& names, std::size_t n) {
-                const Tokens ids = self.encode(utf8(s), names, n);
+                const Tokens ids = self.encode(Utf8(s).view(), names, n);
                 return to_list(ids.data(), ids.size());
             },
             text, allowed, threads, "The ids as a list; `allowed` names the special tokens to recognise.")
         .def(
             "encode_to_numpy",
             [](const Bpe& self, const py::object& s, const std::vector<std::string>& names, std::size_t n) {
-                return to_array(self.encode(utf8(s), names, n));
+                return to_array(self.encode(Utf8(s).view(), names, n));
             },
             text, allowed, threads, "The ids as uint32 [N].")
         .def(
@@ -284,7 +283,8 @@ void bind_bpe(py::module_& m) {
         .def(
             "split",
             [](const Bpe& self, const py::object& s) {
-                const std::string_view view = utf8(s);
+                const Utf8 utf8(s);
+                const std::string_view view = utf8.view();
                 std::vector<std::int64_t> ends;
                 {
                     const py::gil_scoped_release release;
@@ -297,7 +297,9 @@ void bind_bpe(py::module_& m) {
             text, "Where each pre-token ends, in bytes of UTF-8: int64 [P].")
         .def(
             "count",
-            [](const Bpe& self, const py::object& s, std::size_t n) { return self.encode(utf8(s), {}, n).size(); },
+            [](const Bpe& self, const py::object& s, std::size_t n) {
+                return self.encode(Utf8(s).view(), {}, n).size();
+            },
             text, threads, "The number of ids of ordinary text.")
         .def(
             "decode", [](const Bpe& self, const py::object& ids) { return decode_ids(self, to_ids(ids)); },

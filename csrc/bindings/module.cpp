@@ -9,6 +9,7 @@
 #include "bpe.hpp"
 #include "buffer.hpp"
 #include "core/utf8.hpp"
+#include "train.hpp"
 
 namespace py = pybind11;
 
@@ -63,4 +64,5 @@ PYBIND11_MODULE(_core, m) {
             "sequence.");
 
     bind_bpe(m);
+    bind_train(m);
 }

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
+#include "memory.hpp"
 #include "merge.hpp"
 
 namespace gptfast {
@@ -19,25 +17,6 @@ Tokens& Tokens::operator=(Tokens&& other) noexcept {
     std::swap(capacity_, other.capacity_);
     return *this;
 }
-
-namespace {
-
-// Memory for megabytes that are read or written at random or for the first time: huge pages, where the system has them,
-// save most of the TLB misses and page faults. std::free gives it back.
-void* allocate_large(std::size_t bytes) {
-#if defined(__linux__)
-    constexpr std::size_t kHugePage = std::size_t{1} << 21;
-    if (bytes >= 2 * kHugePage) {
-        const std::size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-        void* memory = std::aligned_alloc(kHugePage, rounded);
-        if (memory) madvise(memory, rounded, MADV_HUGEPAGE);
-        return memory;
-    }
-#endif
-    return std::malloc(bytes);
-}
-
-}  // namespace
 
 void Tokens::grow(std::size_t more) {
     const std::size_t wanted = std::max(size_ + more, capacity_ + capacity_ / 2) + kSlack;

@@ -1,9 +1,12 @@
 #include <algorithm>
 #include <cstdint>
+#include <random>
 #include <string>
+#include <vector>
 
 #include "check.hpp"
 #include "core/utf8.hpp"
+#include "core/utf8_isa.hpp"
 
 using gptfast::Utf8Validator;
 
@@ -24,7 +27,7 @@ std::int64_t verdict(const std::string& text, std::size_t step) {
 
 // Every chunk size gives `expected`, also behind a run of ASCII long enough for the fast path.
 void expect(const std::string& text, std::int64_t expected) {
-    for (std::size_t ascii : {0, 1, 31, 32, 33, 100}) {
+    for (std::size_t ascii : {0u, 1u, 31u, 32u, 33u, 100u}) {
         const std::string padded = std::string(ascii, 'a') + text;
         const std::int64_t shifted = expected == kValid ? kValid : expected + static_cast<std::int64_t>(ascii);
         for (std::size_t step = 1; step <= std::max<std::size_t>(padded.size(), 1); ++step) {
@@ -57,10 +60,77 @@ void every_code_point_in_every_length() {
     }
 }
 
+// Runs of well-formed sequences of one length each; `damaged`: then a few bytes changed, inserted or taken out.
+std::string random_text(std::mt19937_64& random, bool damaged) {
+    static constexpr std::uint32_t kLow[] = {0, 0, 0x80, 0x800, 0x10000}, kHigh[] = {0, 0x80, 0x800, 0xD800, 0x110000};
+    std::string text;
+    for (std::size_t runs = random() % 20; runs; --runs) {
+        const int length = 1 + static_cast<int>(random() % 4);
+        for (std::uint64_t run = random() % 3 ? random() % 4 : random() % 100; run; --run)
+            text +=
+                encode(kLow[length] + static_cast<std::uint32_t>(random() % (kHigh[length] - kLow[length])), length);
+    }
+    for (std::uint64_t n = damaged && !text.empty() ? 1 + random() % 3 : 0; n; --n) {
+        static constexpr unsigned char kBytes[] = {0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2,
+                                                   0xDF, 0xE0, 0xED, 0xEF, 0xF0, 0xF1, 0xF4, 0xF5, 0xF8, 0xFF};
+        const std::size_t at = random() % text.size();
+        const char byte = static_cast<char>(kBytes[random() % sizeof kBytes]);
+        const auto choice = random() % 4;
+        if (choice < 2) text[at] = byte;
+        if (choice == 2) text.insert(at, 1, byte);
+        if (choice == 3 && text.size() > 1) text.erase(at, 1);
+    }
+    return text;
+}
+
+// Chunks of one byte are read by the state machine alone. What it says, every chunk size must say, and every
+// instruction set must come close to the end or the error, and stop where a sequence starts.
+void random_texts_of_every_instruction_set() {
+    std::mt19937_64 random(1);
+    for (int i = 0; i < 10000; ++i) {
+        const std::string text = random_text(random, i % 4 != 0);
+        const std::int64_t expected = verdict(text, 1);
+        const std::size_t whole = std::max<std::size_t>(text.size(), 1);
+        for (const std::size_t step : {whole, std::size_t{1} + random() % whole, std::size_t{64} + random() % 200})
+            CHECK(verdict(text, step) == expected);
+        const std::vector<std::uint8_t> copy(text.begin(), text.end());
+        const std::uint8_t* const begin = copy.data();
+        const std::int64_t goal = expected == kValid ? static_cast<std::int64_t>(copy.size()) : expected;
+        for (const char* name : {"avx2", "avx512", "neon"}) {
+            const gptfast::WellFormedFunction well_formed = gptfast::well_formed_function(name);
+            if (!well_formed) continue;
+            const std::int64_t reached = well_formed(begin, begin + copy.size()) - begin;
+            CHECK(reached <= goal && goal - reached < 64 + 4);
+            CHECK(verdict(text.substr(0, static_cast<std::size_t>(reached)), 1) == kValid);
+        }
+    }
+}
+
+// Two adjacent bytes of any value (the first from 70 on) at the seams of vectors of every size, with and without the
+// rest of the sequence that they start.
+void every_pair_in_vectors() {
+    for (const std::size_t at : {15u, 31u, 63u}) {
+        for (unsigned first = 0x70; first < 0x100; ++first) {
+            for (unsigned second = 0; second < 0x100; ++second) {
+                std::string text(128, 'a');
+                text[at] = static_cast<char>(first);
+                text[at + 1] = static_cast<char>(second);
+                const std::size_t tail = first >= 0xF0 ? 2 : first >= 0xE0 ? 1 : 0;
+                text.replace(at + 2, tail, tail, '\xBF');
+                CHECK(verdict(text, text.size()) == verdict(text, 1));
+                text[at + 1 + tail] = 'a';
+                CHECK(verdict(text, text.size()) == verdict(text, 1));
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
     every_code_point_in_every_length();
+    random_texts_of_every_instruction_set();
+    every_pair_in_vectors();
 
     expect("", kValid);
     expect("plain text, long enough to take more than one step of the fast path", kValid);
