@@ -25,12 +25,12 @@ class Encoder {
     static constexpr std::size_t kBatch = 64;
 
     struct Pending {
-        Word word;
-        std::size_t slot;  // kLong: low is the address, high the size
+        Word word;           // a long pre-token: its address, and kLong + its size
+        std::uint64_t slot;  // in the table; a long pre-token: its hash
     };
-    static constexpr std::size_t kLong = ~std::size_t{0};
+    static constexpr std::uint64_t kLong = std::uint64_t{1} << 63;
 
-    void flush(Tokens& out);
+    void flush(bool any_long, Tokens& out);
 
     const Vocabulary& vocabulary_;
     WordTable words_;

@@ -152,9 +152,8 @@ void WordTable::insert_long(std::uint64_t hash, const std::uint8_t* piece, std::
     arena_used_ += count + (size + 3) / 4;
 }
 
-void WordTable::encode_long(const std::uint8_t* piece, std::size_t size, Tokens& out) {
+void WordTable::encode_long(const std::uint8_t* piece, std::size_t size, std::uint64_t hash, Tokens& out) {
     if (size > kMaxLongBytes) return merge(piece, size, out);
-    const std::uint64_t hash = hash_bytes(piece, size);
     for (std::size_t i = hash % kLongSlots; long_entries_[i].size; i = (i + 1) % kLongSlots) {
         const LongEntry& entry = long_entries_[i];
         const std::uint32_t* tokens = arena_.get() + entry.place;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "prefetch.hpp"
 #include "vocabulary.hpp"
 
 namespace gptfast {
@@ -85,13 +86,7 @@ class WordTable {
     std::size_t slot(const Word& word) const {
         return (word.low * 0x9E3779B97F4A7C15 + word.high * 0xC2B2AE3D27D4EB4F) >> shift_;
     }
-    void prefetch(std::size_t slot) const {
-#if defined(__GNUC__) || defined(__clang__)
-        __builtin_prefetch(&entries_[slot]);
-#else
-        (void)slot;
-#endif
-    }
+    void prefetch(std::size_t slot) const { gptfast::prefetch(&entries_[slot]); }
 
     // Appends the tokens of a short pre-token whose slot is known; kReserve were reserved, and are again.
     void encode(const Word& word, std::size_t slot, Tokens& out) {
@@ -106,8 +101,16 @@ class WordTable {
         out.extend(entry->count);
     }
 
-    // Appends the tokens of any longer pre-token.
-    void encode_long(const std::uint8_t* piece, std::size_t size, Tokens& out);
+    // Appends the tokens of any longer pre-token, given its long_hash.
+    void encode_long(const std::uint8_t* piece, std::size_t size, std::uint64_t hash, Tokens& out);
+
+    static std::uint64_t long_hash(const std::uint8_t* piece, std::size_t size) {
+        return size > kMaxLongBytes ? 0 : hash_bytes(piece, size);
+    }
+    void prefetch_long(std::uint64_t hash) const { gptfast::prefetch(&long_entries_[hash % kLongSlots]); }
+    void prefetch_long_tokens(std::uint64_t hash) const {
+        gptfast::prefetch(&arena_[long_entries_[hash % kLongSlots].place]);
+    }
 
     std::size_t memory() const;
 
