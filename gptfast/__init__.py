@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from .config import GPTConfig
     from .errors import GptfastError
     from .model import GPT
-    from .tokenizer import Encoding, get_encoding
+    from .tokenizer import (
+        Encoding,
+        encoding_for_model,
+        encoding_name_for_model,
+        get_encoding,
+        list_encoding_names,
+    )
 
 # Names load on first use, so that `import gptfast` and the command line start at once.
 _HOME = {
@@ -20,11 +26,26 @@ _HOME = {
     "GPTConfig": "config",
     "GptfastError": "errors",
     "Encoding": "tokenizer",
+    "encoding_for_model": "tokenizer",
+    "encoding_name_for_model": "tokenizer",
     "get_encoding": "tokenizer",
+    "list_encoding_names": "tokenizer",
 }
 _MODULES = ("data", "kernels", "ops")
 
-__all__ = ["GPT", "Encoding", "GPTConfig", "GptfastError", "data", "get_encoding", "kernels", "ops"]
+__all__ = [
+    "GPT",
+    "Encoding",
+    "GPTConfig",
+    "GptfastError",
+    "data",
+    "encoding_for_model",
+    "encoding_name_for_model",
+    "get_encoding",
+    "kernels",
+    "list_encoding_names",
+    "ops",
+]
 
 
 def __getattr__(name: str) -> Any:

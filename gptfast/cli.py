@@ -9,8 +9,13 @@ import sys
 from . import __version__
 from .errors import GptfastError
 
-COMMANDS = {
+COMMANDS = {  # the module, or module:function where it is not `main`
     "data prepare": ("gptfast.data.prepare", "turn text into token shards"),
+    "tokenizer train": ("gptfast.tokenizer.cli:train", "learn a vocabulary from text"),
+    "tokenizer encode": ("gptfast.tokenizer.cli:encode", "text to token ids"),
+    "tokenizer decode": ("gptfast.tokenizer.cli:decode", "token ids to text"),
+    "tokenizer count": ("gptfast.tokenizer.cli:count", "how many tokens texts have"),
+    "tokenizer bench": ("gptfast.tokenizer.bench", "how fast a text is encoded, beside other tokenizers"),
     "pretrain": ("gptfast.pretrain", "train a GPT on prepared tokens"),
     "generate": ("gptfast.generate", "continue a prompt with a trained model"),
     "demo": ("gptfast.demo", "prepare, pretrain and sample in three minutes"),
@@ -25,7 +30,7 @@ def usage() -> str:
         "usage: gptfast <command> [flags]",
         "",
     ]
-    lines += [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join([*lines, "", "`gptfast <command> --help` lists its flags."])
 
 
@@ -39,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         name = " ".join(args[:words])
         if name in COMMANDS:
             try:
-                return importlib.import_module(COMMANDS[name][0]).main(args[words:]) or 0
+                module, _, function = COMMANDS[name][0].partition(":")
+                return getattr(importlib.import_module(module), function or "main")(args[words:]) or 0
             except GptfastError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import GptfastError
 from .settings import parse
+from .tokenizer import Encoding, get_encoding
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Prepare a text, train a small GPT on its bytes, and show what it writes before, during and after."""
+    """Prepare a text, train a small GPT on its tokens, and show what it writes before, during and after."""
 
     data: Path | None = None
     """A .txt file (also .gz, .xz, .zst); by default Python's own documentation, which every Python carries."""
@@ -23,7 +26,8 @@ class DemoConfig:
     """About how long to train."""
 
 
-# 1.8M parameters, to be worth watching for three minutes on two cores; a GPU has time for 11M.
+OWN_TOKENS = 4096
+# 1.8M parameters beside the embedding, to be worth watching for three minutes on two cores; a GPU has time for 11M.
 CPU_MODEL = {"n_layer": 4, "n_head": 6, "n_embd": 192, "context_length": 128, "batch_size": 16}
 GPU_MODEL = {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256, "batch_size": 64}
 
@@ -37,7 +41,20 @@ def python_documentation() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def seconds_per_step(model: dict[str, Any]) -> float:
+def choose_encoding(source: Path, folder: Path) -> Encoding:
+    """GPT-2's encoding; without a network to get it from, one learned from the text, saved in `folder`."""
+    try:
+        return get_encoding("gpt2")
+    except GptfastError as error:
+        print(f"GPT-2's vocabulary cannot be had ({error}).\nLearning {OWN_TOKENS:,} tokens from the text instead.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a short text has fewer
+        encoding = Encoding.train([source], OWN_TOKENS)
+    encoding.save(folder / "tokenizer.json")
+    return get_encoding(folder / "tokenizer.json")
+
+
+def seconds_per_step(model: dict[str, Any], n_vocab: int) -> float:
     """The time of one training step of this shape here: the fastest of a short run of a throw-away model.
 
     The fastest, because what slows a step here (first use, other programs) is seldom there for three minutes.
@@ -53,10 +70,10 @@ def seconds_per_step(model: dict[str, Any]) -> float:
     device = choose_device()
     if device.type == "cpu":
         keep_memory()
-    config = GPTConfig(257, model["context_length"], model["n_layer"], model["n_head"], model["n_embd"])
+    config = GPTConfig(n_vocab, model["context_length"], model["n_layer"], model["n_head"], model["n_embd"])
     copy = ComputeCopy(GPT(config).to(device), choose(device).dtype)
     optimizer = adamw(copy.master, 1e-4)
-    idx = torch.randint(257, (model["batch_size"], config.context_length), device=device)
+    idx = torch.randint(n_vocab, (model["batch_size"], config.context_length), device=device)
     times = []
     for _ in range(12):
         start = time.perf_counter()
@@ -83,9 +100,11 @@ def main(argv: list[str]) -> None:
         source = run.with_name(run.name + "-text") / "python-documentation.txt"
         source.parent.mkdir(parents=True)
         source.write_text(python_documentation(), encoding="utf-8")
-    prepare(PrepareConfig((str(source),), str(tokens), encoding="bytes"))
+    with tempfile.TemporaryDirectory() as folder:
+        encoding = choose_encoding(source, Path(folder))
+        prepare(PrepareConfig((str(source),), str(tokens), encoding=encoding.name))
     model: dict[str, Any] = dict(GPU_MODEL if choose_device().type == "cuda" else CPU_MODEL)
-    steps = max(60, min(20_000, int(config.minutes * 60 / seconds_per_step(model))))
+    steps = max(60, min(20_000, int(config.minutes * 60 / seconds_per_step(model, encoding.n_vocab))))
     pretrain.run(
         pretrain.PretrainConfig(
             (tokens,),

@@ -10,20 +10,17 @@ import platform
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__, extension
+from .tokenizer.published import PUBLISHED
+from .tokenizer.vocabularies import cache_folder, cached_file
 
-# Vocabulary -> the files of tiktoken's cache that hold it. tiktoken names a file by the SHA-1 of its address.
+# Vocabulary -> the files of tiktoken's cache, named by the SHA-1 of their address; any one of them holds all of it.
 VOCABULARIES = {
-    "gpt2": ("6d1cbeee0f20b3d9449abfede4726ed8212e3aee", "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"),
-    "r50k_base": ("0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4",),
-    "p50k_base": ("ec7223a39ce59f226a68acc30dc1af2788490e15",),
-    "cl100k_base": ("9b5ad71b2ce5302211f9c61530b329a4922fc6a4",),
-    "o200k_base": ("fb374d419588a4632f3f557e76b4b70aebbca790",),
+    name: tuple(source.cache_name for source in reversed(published.sources)) for name, published in PUBLISHED.items()
 }
 REQUIRED = ("torch", "numpy", "safetensors", "tiktoken", "rich", "tyro", "pyyaml")
 OPTIONAL = {  # package -> what it is for
@@ -136,20 +133,18 @@ def compiled_core() -> Finding:
     mend = f"{PYTHON} -m pip install --no-deps {source}"
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         mend = f"first a C++ compiler (Debian, Ubuntu: apt install g++), then {mend}"
-    return Finding("extensions", "gptfast._core", f"not usable: {detail}; slower Python stands in", mend)
+    return Finding("extensions", "gptfast._core", f"not usable: {detail}; the tokenizer needs it", mend)
 
 
 def vocabularies() -> Iterator[Finding]:
     """Looks where tiktoken would; downloads nothing."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    if folder is None:
-        folder = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    folder = cache_folder()
     yield Finding("vocabularies", "bytes", "built in")
-    for name, files in VOCABULARIES.items():
-        if folder and all(Path(folder, file).is_file() for file in files):
-            yield Finding("vocabularies", name, f"found in {folder}")
+    for name in VOCABULARIES:
+        if path := cached_file(name):
+            yield Finding("vocabularies", name, f"found in {path.parent}")
         else:
-            mend = f"{PYTHON} -c \"import tiktoken; tiktoken.get_encoding('{name}')\""
+            mend = f"{PYTHON} -c \"import gptfast; gptfast.get_encoding('{name}')\""
             where = f"not in {folder} (TIKTOKEN_CACHE_DIR names another)" if folder else "its cache is switched off"
             yield Finding("vocabularies", name, where, mend)
 

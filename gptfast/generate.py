@@ -128,13 +128,14 @@ class GenerateConfig:
     checkpoint: str = "best"
     """Of a run: best (lowest validation loss), last, or a step."""
     encoding: str | None = None
-    """The tokenizer, if the folder does not name it (GPT-2's for a vocabulary of 50,257)."""
+    """The tokenizer (a name or a path), if the folder does not name it (GPT-2's for a vocabulary of 50,257)."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
 
 
 def load_for_generation(config: GenerateConfig) -> tuple[GPT, Any]:
     from .checkpoint import find_checkpoint, read_state
+    from .data.tokens import VOCABULARY
     from .machine import choose_device
     from .tokenizer import get_encoding
 
@@ -146,6 +147,9 @@ def load_for_generation(config: GenerateConfig) -> tuple[GPT, Any]:
         if model.config.vocab_size not in (50257, 50304):
             raise GptfastError(f"{folder} does not name its tokenizer; pass --encoding")
         name = "gpt2"
+    if name == VOCABULARY and config.encoding is None:  # a vocabulary that is not published lies in the run's folder
+        found = [parent / VOCABULARY for parent in (folder, *folder.absolute().parents[:2])]
+        name = str(next((path for path in found if path.is_file()), found[0]))
     encoding = get_encoding(name)
     if encoding.n_vocab > model.config.vocab_size:
         raise GptfastError(

@@ -203,11 +203,12 @@ def run(config: PretrainConfig) -> None:
     from .checkpoint import checkpoints, read_state
     from .config import GPTConfig
     from .data import Mixture, NoSuchSplit, open_tokens
+    from .data.tokens import VOCABULARY
     from .display import Display
     from .machine import choose_device
     from .model import GPT
     from .precision import choose
-    from .tokenizer import get_encoding
+    from .tokenizer import ENCODING_NAMES, get_encoding
     from .train import Trainer
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -217,10 +218,14 @@ def run(config: PretrainConfig) -> None:
         raise GptfastError(f"{config.out} is {what}; choose another --out, or go on with --resume")
     display = Display()
     sets = [open_tokens(path, "train") for path in config.data]
-    names = {s.encoding_name for s in sets}
-    if len(names) > 1:
-        raise GptfastError(f"--data mixes the tokenizers {', '.join(sorted(names))}; prepare all with one --encoding")
-    encoding = get_encoding(names.pop())
+    encodings = {name: get_encoding(name) for name in dict.fromkeys(s.encoding_name for s in sets)}
+    if len({e.hash for e in encodings.values()}) > 1:
+        mixed = ", ".join(sorted(encodings))
+        raise GptfastError(f"--data mixes the tokenizers {mixed}; prepare all with one --encoding")
+    encoding = encodings[sets[0].encoding_name]
+    for s in sets:
+        s.encoding_name = sets[0].encoding_name  # each folder has its own copy of a vocabulary that is not published
+    published = encoding.name in ENCODING_NAMES
     changes = {name: getattr(config, name) for name in MODEL_FIELDS if getattr(config, name) is not None}
     model_config = GPTConfig.preset(config.preset, vocab_size=encoding.n_vocab, **changes)
     sampler = make_sampler(config, sets, model_config.context_length)
@@ -237,7 +242,8 @@ def run(config: PretrainConfig) -> None:
             display.note(f"no validation loss of {path}: {error}")
 
     state: dict[str, Any] = {
-        "step": 0, "position": 0, "best": None, "encoding": encoding.name, "encoding_hash": encoding.hash,
+        "step": 0, "position": 0, "best": None,
+        "encoding": encoding.name if published else VOCABULARY, "encoding_hash": encoding.hash,
         "data": [s.fingerprint for s in sets], "order": {name: to_json(config)[name] for name in ORDER_FIELDS[1:]},
     }  # fmt: skip
     folder = max(checkpoints(config.out).items(), default=(0, None))[1]
@@ -270,6 +276,8 @@ def run(config: PretrainConfig) -> None:
     except OSError as error:
         raise GptfastError(f"cannot make {config.out}: {error.strerror}; choose another --out") from None
     write_json(config.out / "config.json", {**to_json(config), "resume": False})
+    if not published:
+        encoding.save(config.out / VOCABULARY)
     trainer.fit()
     display.note(
         f"run folder: {config.out}  (loss.png, samples/, checkpoints/; `gptfast generate {config.out}` writes more)"

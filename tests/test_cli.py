@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,42 @@ def test_demo_uses_pythons_own_documentation(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     run = next(p for p in tmp_path.iterdir() if (p / "loss.png").is_file())
     assert out.count("sample after step") == 4 and f"gptfast generate {run}" in out
+
+
+def test_demo_learns_a_vocabulary_where_gpt2s_cannot_be_had(tmp_path, capsys, monkeypatch):
+    """... which is found again by generate and by another run, wherever the folders are moved to."""
+    from gptfast import demo, extension
+
+    if not hasattr(extension.core(), "train_bpe"):
+        pytest.skip("gptfast._core was built without training")
+
+    def offline(name):
+        if name == "gpt2":
+            raise gptfast.GptfastError("no network")
+        return gptfast.get_encoding(name)
+
+    tiny = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context_length": 16, "batch_size": 2}
+    monkeypatch.setattr(demo, "get_encoding", offline)
+    monkeypatch.setattr(demo, "CPU_MODEL", tiny)
+    monkeypatch.setattr(demo, "GPU_MODEL", tiny)
+    assert cli.main(["demo", "--out", str(tmp_path / "runs"), "--minutes", "0"]) == 0
+    assert "Learning 4,096 tokens" in capsys.readouterr().out
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    run = next(p for p in (tmp_path / "moved").iterdir() if (p / "loss.png").is_file())
+    tokens = run.with_name(run.name + "-tokens")
+    encoding = gptfast.get_encoding(run / "tokenizer.json")
+    assert encoding.n_vocab == 4096 and encoding.hash == gptfast.get_encoding(tokens).hash
+    assert cli.main(["generate", str(run), "--prompt", "The value", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("The value")
+    checkpoint = next((run / "checkpoints").iterdir())
+    assert cli.main(["generate", str(checkpoint), "--encoding", str(tokens), "--max-new-tokens", "3"]) == 0
+
+    copy = shutil.copytree(tokens, tmp_path / "copy")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in tiny.items()]
+    train = ["pretrain", "--preset", "tiny", *flags, "--warmup-steps", "1", "--out", str(tmp_path / "run")]
+    assert cli.main([*train, "--data", str(tokens), str(copy), "--steps", "2"]) == 0  # one vocabulary, in two places
+    shutil.rmtree(tokens)
+    assert cli.main([*train, "--data", str(copy), str(copy), "--steps", "3", "--resume"]) == 0
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():

@@ -27,12 +27,12 @@ import numpy as np
 import tyro
 
 from ..errors import GptfastError
-from ..tokenizer import Encoding, get_encoding
+from ..tokenizer import ENCODING_NAMES, END_OF_TEXT, Encoding, get_encoding
 from .display import Display
 from .readers import PIECE_CHARS, OnRead, Piece, find_inputs, read_pieces
 from .shards import SPLITS, Progress, ShardWriter
 from .split import Part, SplitRule, choose_split
-from .tokens import FORMAT_VERSION
+from .tokens import FORMAT_VERSION, VOCABULARY
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,7 +47,7 @@ class PrepareConfig:
     out: str
     """Folder to write: new, empty, or left unfinished by the same command."""
     encoding: str = "gpt2"
-    """Tokenizer: gpt2, r50k_base, p50k_base, p50k_edit, cl100k_base, o200k_base, or bytes (needs no vocabulary)."""
+    """Tokenizer: a name such as gpt2, cl100k_base or bytes (needs no vocabulary), or the path of a vocabulary."""
     field: str = "text"
     """Name of the text field of .jsonl records and the text column of .parquet files."""
     val_fraction: float = 0.1
@@ -85,6 +85,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     files = find_inputs(config.inputs)
     val_files = find_inputs(config.val_input) if config.val_input else []
     encoding = get_encoding(config.encoding)
+    if END_OF_TEXT not in encoding.special_tokens_set:
+        raise GptfastError(f"{encoding} has no special token {END_OF_TEXT} to end documents with; choose another")
     if both := set(files) & set(val_files):
         raise GptfastError(f"{min(both)} is both a training and a validation input")
 
@@ -99,6 +101,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     rule = choose_split(read(files), config.val_fraction, config.seed) if by_fraction else whole
 
     progress = Progress(Path(config.out), _settings(config, encoding, files, val_files))
+    if _saved_name(encoding) == VOCABULARY:
+        encoding.save(progress.folder / VOCABULARY)
     with Display(sum(path.stat().st_size for path in (*files, *val_files))) as display, ExitStack() as stack:
         parts = chain(
             rule.apply(read(files, display.on_read)),
@@ -118,7 +122,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     manifest = {
         "format_version": FORMAT_VERSION,
         "encoding": {
-            "name": encoding.name,
+            "name": _saved_name(encoding),
             "hash": encoding.hash,
             "n_vocab": encoding.n_vocab,
             "eot_token": encoding.eot_token,
@@ -129,6 +133,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     }
     progress.finish(manifest)
     return manifest
+
+
+def _saved_name(encoding: Encoding) -> str:
+    """Published encodings are named; any other is saved beside its tokens, so that the folder can be moved."""
+    return encoding.name if encoding.name in ENCODING_NAMES else VOCABULARY
 
 
 def _totals(shards: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def _settings(config: PrepareConfig, encoding: Encoding, files: list[Path], val_
 
     return {
         "format_version": FORMAT_VERSION,
-        "encoding": [encoding.name, encoding.hash],
+        "encoding": [_saved_name(encoding), encoding.hash],
         "dtype": str(encoding.dtype),
         "field": config.field,
         "val_fraction": config.val_fraction,
@@ -182,16 +191,13 @@ def _unfinished(units: Iterator[Unit], finished: dict[str, int]) -> Iterator[Uni
 
 
 def _encode(encoding: Encoding, unit: Unit) -> tuple[str, Encoded]:
-    arrays, starts, length, text_bytes = [], [], 0, 0
-    end = np.array([encoding.eot_token], dtype=encoding.dtype)
-    for text, begins, eot in unit.parts:
-        if begins:
-            starts.append(length)
-        ids = encoding.encode_to_numpy(text)
-        arrays += [ids, end] if eot else [ids]
-        length += len(ids) + eot
-        text_bytes += len(text.encode())
-    return unit.split, Encoded(np.concatenate(arrays), starts, text_bytes)
+    texts = [part.text for part in unit.parts]
+    begins = np.array([part.begins for part in unit.parts])
+    ends = np.array([part.eot for part in unit.parts])
+    ids, at = encoding.encode_batch_to_numpy(texts, disallowed_special=(), num_threads=1)  # the pool has the threads
+    with_ends = np.insert(ids.astype(encoding.dtype), at[1:][ends], encoding.eot_token)
+    starts = (at[:-1] + np.cumsum(ends) - ends)[begins]  # moved by the end-of-text tokens before
+    return unit.split, Encoded(with_ends, starts.tolist(), len("".join(texts).encode()))
 
 
 def _read_ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:

@@ -38,11 +38,13 @@ class SplitRule:
 
     def apply(self, pieces: Iterable[Piece]) -> Iterator[tuple[str, Part]]:
         document = at = 0
+        block = chosen = -1  # a group of documents, and the place in it of the one for validation
         for text, ends in pieces:
             if self.group:
-                block, place = divmod(document, self.group)
-                split = "val" if place == hash64(self.seed, block) % self.group else "train"
-                yield split, Part(text, at == 0, ends)
+                if document // self.group != block:
+                    block = document // self.group
+                    chosen = hash64(self.seed, block) % self.group
+                yield "val" if document % self.group == chosen else "train", Part(text, at == 0, ends)
             elif self.cuts:
                 cut = max(self.cuts[document] - at, 0)
                 train, val = text[:cut], text[cut:]

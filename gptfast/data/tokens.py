@@ -17,6 +17,7 @@ from ..errors import GptfastError
 from ..files import read_json, sha256
 
 MANIFEST = "manifest.json"
+VOCABULARY = "tokenizer.json"  # beside the manifest, which names it, where the encoding is not a published one
 PROGRESS = "progress.json"  # stands there until the manifest does
 FORMAT_VERSION = 1
 GPT2_VOCAB, GPT2_EOT = 50257, 50256
@@ -140,12 +141,13 @@ def _open_prepared(folder: Path, split: str, verify: bool) -> TokenSet:
             base += len(array)
         return np.concatenate(found)
 
+    name = manifest["encoding"]["name"]
     key = repr((manifest["encoding"]["hash"], [(s["sha256"], s["documents_sha256"]) for s in shards]))
     return TokenSet(
         arrays,
         documents,
         name=f"{folder} ({split})",
-        encoding_name=manifest["encoding"]["name"],
+        encoding_name=str(folder / VOCABULARY) if name == VOCABULARY else name,
         n_vocab=manifest["encoding"]["n_vocab"],
         fingerprint=hashlib.sha256(key.encode()).hexdigest(),
     )

@@ -14,6 +14,7 @@ from gptfast import cli
 from gptfast.data import open_tokens, readers
 from gptfast.data.prepare import PrepareConfig, prepare
 from gptfast.errors import GptfastError
+from gptfast.tokenizer import Encoding, get_encoding
 
 
 def run(out: Path, *inputs: Path, **options) -> dict:
@@ -187,6 +188,27 @@ def test_bad_settings_and_empty_input_leave_no_folder(tmp_path: Path) -> None:
         with pytest.raises(GptfastError, match=message):
             run(out, *inputs, **({"encoding": "bytes"} | options))
         assert not out.exists()
+
+
+def test_a_vocabulary_of_ones_own_travels_with_its_tokens(tmp_path: Path) -> None:
+    ranks = {bytes([i]): i for i in range(256)} | {b"te": 256, b"tex": 257, b"text": 258}
+    settings = {"pat_str": r"\p{L}+|[^\p{L}]", "mergeable_ranks": ranks}
+    Encoding("own", special_tokens={"<|endoftext|>": 259}, **settings).save(tmp_path / "own.json")
+    source = write_jsonl(tmp_path / "in.jsonl", ["text, text"] * 20)
+    manifest = run(tmp_path / "out", source, encoding=str(tmp_path / "own.json"), val_fraction=0)
+    assert manifest["encoding"]["name"] == "tokenizer.json" and manifest["encoding"]["n_vocab"] == 260
+    (tmp_path / "own.json").unlink()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    tokens = open_tokens(tmp_path / "moved")
+    assert tokens.read(0, len(tokens)).tolist() == [258, 44, 32, 258, 259] * 20
+    assert get_encoding(tokens.encoding_name).decode([258]) == "text"
+
+    Encoding("own", special_tokens={}, **settings).save(tmp_path / "no-end.json")
+    with pytest.raises(GptfastError, match="has no special token <|endoftext|> to end documents with"):
+        run(tmp_path / "new", source, encoding=str(tmp_path / "no-end.json"))
+    with pytest.raises(GptfastError, match="no vocabulary at"):
+        run(tmp_path / "new", source, encoding=str(tmp_path / "absent.json"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:

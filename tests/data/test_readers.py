@@ -52,6 +52,25 @@ def test_every_format_in_every_compression(tmp_path: Path, format: str, suffix: 
     assert sum(told) == path.stat().st_size
 
 
+def test_lines_of_jsonl_are_parsed_each_for_itself(tmp_path: Path) -> None:
+    """Though a block of them is parsed at once: lines that are whole only together are not."""
+    path = tmp_path / "data.jsonl"
+    good = '{"text": "a"}\n \n\t{"text": "b"} \r\n{"text": "\\ud83d\\ude00"}\n'
+    path.write_bytes(good.encode())
+    assert documents(path) == ["a", "b", "\U0001f600"]
+    for lines, message in [
+        (['{"text": "a"},{"text": "b"}'], "line 5 is not JSON"),
+        (['{"text": "a", "x": [{"y": 1}', '{"y": 2}]}'], "line 5 is not JSON"),
+        (['{"text": "a"},{"text": "b"}', '{"text": "a", "x": [{"y": 1}', '{"y": 2}]}'], "line 5 is not JSON"),
+        (['{"text": "c"}', "[1]"], "line 6 has no text field 'text' \\(it is no object\\)"),
+        (['{"text": "c"}', '{"txt": 1}'], "line 6 has no text field 'text' \\(it has 'txt'\\)"),
+        (['{"text": "\\ud83d"}'], "not UTF-8 in line 5"),
+    ]:
+        path.write_bytes((good + "\n".join(lines)).encode())
+        with pytest.raises(GptfastError, match=message):
+            documents(path)
+
+
 def test_several_zstd_and_gzip_frames(tmp_path: Path) -> None:
     for suffix in (".zst", ".gz", ".xz"):
         path = tmp_path / f"data.txt{suffix}"
