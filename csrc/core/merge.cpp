@@ -4,6 +4,7 @@
 #include <cstring>
 #include <functional>
 #include <initializer_list>
+#include <initializer_list>
 #include <stdexcept>
 #include <vector>
 

@@ -10,7 +10,7 @@ constexpr std::size_t kMaxInRegisters = 62;
 
 using MergeFunction = std::size_t (*)(const Vocabulary&, std::uint32_t*, std::size_t);
 
-// Of one instruction set ("avx512", "avx2", "portable"); nullptr where it is not to be had.
+// Of one instruction set ("avx512", "avx2", "portable"), for tests; nullptr where it is not to be had.
 MergeFunction merge_function(const char* instructions);
 
 #if GPTFAST_X86

@@ -133,21 +133,23 @@ Tokens Tokenizer::encode(std::string_view text, const SpecialSet& specials, std:
     // Special tokens first, since a cut must not fall into one; then what lies between them, where the ids allow it.
     struct Segment {
         std::string_view ordinary;
-        std::uint32_t special;  // after it, or kNoToken
+        bool special;  // whether the special token `id` follows
+        std::uint32_t id;
     };
     const std::size_t step = std::max(kChunk, text.size() / (8 * threads));
     std::vector<Segment> segments;
     std::vector<std::size_t> groups{0};  // segments of about `step` bytes
     std::size_t grouped = 0;
+    SpecialSet::Match match = specials.find(text, 0);
     for (std::size_t at = 0; at < text.size();) {
-        const SpecialSet::Match match = specials.find(text, at);
         const std::size_t stop = std::min(match.begin, text.size());
         std::size_t cut = stop;
         if (stop - at > 2 * step) cut = at + safe_cut(text.substr(at, stop - at), step);
         const bool special = cut == stop && match.begin != SpecialSet::npos;
-        segments.push_back({text.substr(at, cut - at), special ? match.id : kNoToken});
+        segments.push_back({text.substr(at, cut - at), special, match.id});
         grouped += cut - at;
         at = special ? match.end : cut;
+        if (special) match = specials.find(text, at);
         if (grouped >= step) {
             groups.push_back(segments.size());
             grouped = 0;
@@ -163,7 +165,7 @@ Tokens Tokenizer::encode(std::string_view text, const SpecialSet& specials, std:
             for (std::size_t i = groups[group]; i < groups[group + 1]; ++i) {
                 const Segment& segment = segments[i];
                 (*lease)->encode(pattern_, bytes_of(segment.ordinary), segment.ordinary.size(), out);
-                if (segment.special != kNoToken) out.push(segment.special);
+                if (segment.special) out.push(segment.id);
             }
         });
     return join(parts, threads);

@@ -30,12 +30,12 @@ class PairTable {
     std::uint32_t find(std::uint32_t left, std::uint32_t right) const {
         const std::uint64_t key = std::uint64_t{left} << kTokenBits | right;
         for (std::size_t i = key * kHash >> shift_;; i = (i + 1) & mask_) {
+            // Without the key, the entry that has it is the smallest, and too small for any other.
             const std::uint64_t* entry = buckets_[i].entries;
-            std::uint32_t found = kNoToken;
-            found = entry[0] >> kKeyShift == key ? merged_of(entry[0]) : found;
-            found = entry[1] >> kKeyShift == key ? merged_of(entry[1]) : found;
-            found = entry[2] >> kKeyShift == key ? merged_of(entry[2]) : found;
-            found = entry[3] >> kKeyShift == key ? merged_of(entry[3]) : found;
+            const std::uint64_t without = key << kKeyShift;
+            const std::uint64_t a = entry[0] ^ without, b = entry[1] ^ without, c = entry[2] ^ without, d = entry[3] ^ without;
+            const std::uint64_t low = a < b ? a : b, high = c < d ? c : d, least = low < high ? low : high;
+            const std::uint32_t found = least >> kKeyShift ? kNoToken : static_cast<std::uint32_t>(least) >> 1;
             if (!(entry[0] & kOverflowed) || found != kNoToken) return found;
         }
     }
@@ -48,8 +48,6 @@ class PairTable {
     static constexpr std::uint64_t kOverflowed = 1;
     static constexpr std::uint64_t kEmpty = ~std::uint64_t{0} << kKeyShift;
     static constexpr std::uint64_t kHash = 0x9E3779B97F4A7C15;
-
-    static std::uint32_t merged_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry >> 1) & kMaxTokens; }
 
     struct alignas(32) Bucket {
         std::uint64_t entries[4] = {kEmpty, kEmpty, kEmpty, kEmpty};
