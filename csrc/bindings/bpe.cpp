@@ -94,6 +94,14 @@ std::vector<std::uint32_t> to_ids(const py::handle& object) {
     throw py::key_error("Invalid token for decoding: " + std::to_string(id));
 }
 
+// Whether a str is stored in anything but ASCII.
+bool is_wide(PyObject* text) {
+#if PY_VERSION_HEX < 0x030C0000
+    if (PyUnicode_READY(text) != 0) throw py::error_already_set();
+#endif
+    return !PyUnicode_IS_ASCII(text);
+}
+
 class Bpe {
   public:
     Bpe(Vocabulary vocabulary, Pattern pattern) : tokenizer(std::move(vocabulary), pattern) {}
@@ -105,6 +113,22 @@ class Bpe {
         return SpecialSet(std::move(chosen));
     }
     const Vocabulary& vocabulary() const { return tokenizer.vocabulary(); }
+
+    Tokens encode(const py::object& text, const std::vector<std::string>& names, std::size_t threads) const {
+        if (names.empty() && PyUnicode_Check(text.ptr()) && is_wide(text.ptr())) {
+            const Units units{static_cast<int>(PyUnicode_KIND(text.ptr())), PyUnicode_DATA(text.ptr()),
+                              static_cast<std::size_t>(PyUnicode_GET_LENGTH(text.ptr()))};
+            Tokens ids;
+            bool good;
+            {
+                const py::gil_scoped_release release;
+                good = tokenizer.encode(units, at_least_one(threads), ids);
+            }
+            if (good) return ids;
+        }
+        const Utf8 utf8(text);
+        return encode(utf8.view(), names, threads);
+    }
 
     Tokens encode(std::string_view text, const std::vector<std::string>& names, std::size_t threads) const {
         const SpecialSet specials = allowed(names);
@@ -201,14 +225,14 @@ void bind_bpe(py::module_& m) {
         .def(
             "encode",
             [](const Bpe& self, const py::object& s, const std::vector<std::string>& names, std::size_t n) {
-                const Tokens ids = self.encode(Utf8(s).view(), names, n);
+                const Tokens ids = self.encode(s, names, n);
                 return to_list(ids.data(), ids.size());
             },
             text, allowed, threads, "The ids as a list; `allowed` names the special tokens to recognise.")
         .def(
             "encode_to_numpy",
             [](const Bpe& self, const py::object& s, const std::vector<std::string>& names, std::size_t n) {
-                return to_array(self.encode(Utf8(s).view(), names, n));
+                return to_array(self.encode(s, names, n));
             },
             text, allowed, threads, "The ids as uint32 [N].")
         .def(
@@ -296,10 +320,7 @@ void bind_bpe(py::module_& m) {
             },
             text, "Where each pre-token ends, in bytes of UTF-8: int64 [P].")
         .def(
-            "count",
-            [](const Bpe& self, const py::object& s, std::size_t n) {
-                return self.encode(Utf8(s).view(), {}, n).size();
-            },
+            "count", [](const Bpe& self, const py::object& s, std::size_t n) { return self.encode(s, {}, n).size(); },
             text, threads, "The number of ids of ordinary text.")
         .def(
             "decode", [](const Bpe& self, const py::object& ids) { return decode_ids(self, to_ids(ids)); },

@@ -1,6 +1,7 @@
 #include "tokenizer.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -8,6 +9,7 @@
 
 #include "parallel.hpp"
 #include "scan.hpp"
+#include "transcode.hpp"
 
 namespace gptfast {
 namespace {
@@ -16,23 +18,41 @@ constexpr std::size_t kChunk = std::size_t{1} << 18;  // bytes that are worth a 
 
 const std::uint8_t* bytes_of(std::string_view text) { return reinterpret_cast<const std::uint8_t*>(text.data()); }
 
-// Joins the parts, each thread copying some.
-Tokens join(std::vector<Tokens>& parts, std::size_t threads) {
-    if (parts.size() == 1) return std::move(parts[0]);
-    std::vector<std::size_t> starts{0};
-    for (const Tokens& part : parts) starts.push_back(starts.back() + part.size());
-    Tokens all;
-    all.reserve(starts.back());
-    std::uint32_t* const begin = all.end();
-    parallel_for(
-        parts.size(), threads, [] { return 0; },
-        [&](int, std::size_t i) {
-            std::memcpy(begin + starts[i], parts[i].data(), parts[i].size() * sizeof *begin);
-            parts[i] = Tokens();
-        });
-    all.extend(starts.back());
-    return all;
-}
+// Puts parts that several threads finish in any order behind each other. Most come in order, and are copied out of a
+// buffer that their thread goes on with, so that only the whole takes fresh memory.
+class InOrder {
+  public:
+    InOrder(std::size_t parts, std::size_t expected) : waiting_(parts) { all_.reserve(expected); }
+
+    void add(std::size_t part, Tokens& tokens) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (part != next_) {
+            waiting_[part] = std::move(tokens);
+            tokens = Tokens();
+            return;
+        }
+        append(tokens);
+        tokens.truncate(0);
+        for (++next_; next_ < waiting_.size() && waiting_[next_].data(); ++next_) {
+            append(waiting_[next_]);
+            waiting_[next_] = Tokens();
+        }
+    }
+
+    Tokens take() { return std::move(all_); }
+
+  private:
+    void append(const Tokens& tokens) {
+        all_.reserve(tokens.size());
+        if (tokens.size()) std::memcpy(all_.end(), tokens.data(), tokens.size() * sizeof *tokens.data());
+        all_.extend(tokens.size());
+    }
+
+    std::mutex mutex_;
+    Tokens all_;
+    std::vector<Tokens> waiting_;
+    std::size_t next_ = 0;
+};
 
 }  // namespace
 
@@ -60,17 +80,39 @@ SpecialSet::Match SpecialSet::find(std::string_view text, std::size_t from) cons
     }
 }
 
+namespace {
+
+// Whether text may be cut between two characters of these classes, the second of which is `next`. No pattern matches
+// across, and none looks across.
+bool may_cut(CharClass before, CharClass after, std::uint32_t next) {
+    return is_letter(before) && (is_white(after) || (after == CharClass::kOther && next != '\''));
+}
+
+template <class Unit>
+std::size_t safe_cut_units(const Unit* text, std::size_t length, std::size_t from) {
+    for (std::size_t i = from; i < length; ++i)
+        if (may_cut(char_class(text[i - 1]), char_class(text[i]), text[i])) return i;
+    return length;
+}
+
+std::size_t safe_cut_units(const Units& text, std::size_t from) {
+    if (text.kind == 1) return safe_cut_units(static_cast<const std::uint8_t*>(text.data), text.length, from);
+    if (text.kind == 2) return safe_cut_units(static_cast<const std::uint16_t*>(text.data), text.length, from);
+    return safe_cut_units(static_cast<const std::uint32_t*>(text.data), text.length, from);
+}
+
+}  // namespace
+
 std::size_t safe_cut(std::string_view text, std::size_t from) {
     const std::uint8_t* const begin = bytes_of(text);
     const std::uint8_t* const end = begin + text.size();
     const std::uint8_t* p = begin + std::min(from, text.size());
     while (p != end && (*p & 0xC0) == 0x80) ++p;
-    bool letter = false;
+    CharClass before = CharClass::kOther;
     while (p != end) {
         const Char c = char_at(p, end);
-        if (letter && (is_white(c.kind) || (c.kind == CharClass::kOther && *p != '\'')))
-            return static_cast<std::size_t>(p - begin);
-        letter = is_letter(c.kind);
+        if (may_cut(before, c.kind, *p)) return static_cast<std::size_t>(p - begin);
+        before = c.kind;
         p += c.length;
     }
     return text.size();
@@ -102,6 +144,31 @@ class Tokenizer::Lease {
   private:
     const Tokenizer& owner_;
     std::unique_ptr<Encoder> encoder_;
+};
+
+// Memory for a slice of text, which grows without keeping what it held.
+class Tokenizer::Buffer {
+  public:
+    void reserve(std::size_t size) {
+        if (size <= size_) return;
+        data_.reset(new std::uint8_t[size]);
+        size_ = size;
+    }
+    std::uint8_t* data() { return data_.get(); }
+
+  private:
+    std::unique_ptr<std::uint8_t[]> data_;
+    std::size_t size_ = 0;
+};
+
+// What one thread works with.
+struct Tokenizer::Worker {
+    Worker(const Tokenizer& owner, std::size_t expected) : lease(std::make_unique<Lease>(owner)) {
+        out.reserve(expected);
+    }
+    std::unique_ptr<Lease> lease;
+    Buffer utf8;
+    Tokens out;
 };
 
 Tokenizer::Tokenizer(Vocabulary vocabulary, Pattern pattern) : vocabulary_(std::move(vocabulary)), pattern_(pattern) {
@@ -156,49 +223,89 @@ Tokens Tokenizer::encode(std::string_view text, const SpecialSet& specials, std:
         }
     }
     if (groups.back() != segments.size()) groups.push_back(segments.size());
-    std::vector<Tokens> parts(groups.size() - 1);
+    InOrder all(groups.size() - 1, text.size() / 4);
     parallel_for(
-        parts.size(), threads, [&] { return std::make_unique<Lease>(*this); },
-        [&](const std::unique_ptr<Lease>& lease, std::size_t group) {
-            Tokens& out = parts[group];
-            out.reserve(step / 2);
+        groups.size() - 1, threads, [&] { return Worker(*this, step / 2); },
+        [&](Worker& worker, std::size_t group) {
             for (std::size_t i = groups[group]; i < groups[group + 1]; ++i) {
                 const Segment& segment = segments[i];
-                (*lease)->encode(pattern_, bytes_of(segment.ordinary), segment.ordinary.size(), out);
-                if (segment.special) out.push(segment.id);
+                (*worker.lease)->encode(pattern_, bytes_of(segment.ordinary), segment.ordinary.size(), worker.out);
+                if (segment.special) worker.out.push(segment.id);
             }
+            all.add(group, worker.out);
         });
-    return join(parts, threads);
+    return all.take();
+}
+
+bool Tokenizer::encode(const Units& text, std::size_t threads, Tokens& ids) const {
+    constexpr std::size_t kSlice = std::size_t{1} << 16;
+    std::vector<std::size_t> cuts{0};
+    while (cuts.back() < text.length) {
+        const bool rest = pattern_ == Pattern::kNone || text.length - cuts.back() < 2 * kSlice;
+        cuts.push_back(rest ? text.length : safe_cut_units(text, cuts.back() + kSlice));
+    }
+    const std::size_t slices = cuts.size() - 1;
+    const auto encode_slice = [&](Encoder& encoder, Buffer& utf8, std::size_t i, Tokens& out) {
+        const std::size_t length = cuts[i + 1] - cuts[i];
+        utf8.reserve(utf8_capacity(text.kind, length));
+        const auto* data = static_cast<const char*>(text.data) + cuts[i] * static_cast<std::size_t>(text.kind);
+        const std::size_t size = to_utf8(text.kind, data, length, utf8.data());
+        if (size != kSurrogate) encoder.encode(pattern_, utf8.data(), size, out);
+        return size != kSurrogate;
+    };
+    const std::size_t expected = text.length / (text.kind == 1 ? 3 : 2);
+    if (threads == 1 || slices < 4) {
+        Lease lease(*this);
+        Buffer utf8;
+        ids.reserve(expected);
+        for (std::size_t i = 0; i < slices; ++i)
+            if (!encode_slice(*lease, utf8, i, ids)) return false;
+        return true;
+    }
+    InOrder all(slices, expected);
+    std::atomic<bool> good{true};
+    parallel_for(
+        slices, threads, [&] { return Worker(*this, kSlice / 2); },
+        [&](Worker& worker, std::size_t i) {
+            if (!encode_slice(**worker.lease, worker.utf8, i, worker.out)) good = false;
+            all.add(i, worker.out);
+        });
+    ids = all.take();
+    return good;
 }
 
 Tokens Tokenizer::encode_batch(const std::vector<std::string_view>& texts, const SpecialSet& specials,
                                std::size_t threads, std::vector<std::int64_t>& ends) const {
     ends.assign(texts.size(), 0);
     std::vector<std::pair<std::size_t, std::size_t>> groups;  // texts [first, second)
-    std::size_t bytes = 0, begin = 0;
+    std::size_t bytes = 0, begin = 0, total = 0;
     for (std::size_t i = 0; i < texts.size(); ++i) {
         bytes += texts[i].size();
+        total += texts[i].size();
         if (bytes >= kChunk || i + 1 == texts.size()) {
             groups.emplace_back(begin, i + 1);
             begin = i + 1;
             bytes = 0;
         }
     }
-    std::vector<Tokens> parts(groups.size());
+    InOrder all(groups.size(), total / 4);
+    std::vector<std::int64_t> sizes(groups.size());
     parallel_for(
-        groups.size(), threads, [&] { return std::make_unique<Lease>(*this); },
-        [&](const std::unique_ptr<Lease>& lease, std::size_t g) {
+        groups.size(), threads, [&] { return Worker(*this, kChunk / 2); },
+        [&](Worker& worker, std::size_t g) {
             for (std::size_t i = groups[g].first; i < groups[g].second; ++i) {
-                encode_range(**lease, texts[i], specials, parts[g]);
-                ends[i] = static_cast<std::int64_t>(parts[g].size());
+                encode_range(**worker.lease, texts[i], specials, worker.out);
+                ends[i] = static_cast<std::int64_t>(worker.out.size());
             }
+            sizes[g] = static_cast<std::int64_t>(worker.out.size());
+            all.add(g, worker.out);
         });
     std::int64_t before = 0;
     for (std::size_t g = 0; g < groups.size(); ++g) {
         for (std::size_t i = groups[g].first; i < groups[g].second; ++i) ends[i] += before;
-        before += static_cast<std::int64_t>(parts[g].size());
+        before += sizes[g];
     }
-    return parts.empty() ? Tokens() : join(parts, threads);
+    return all.take();
 }
 
 Tokens Tokenizer::encode_pieces(std::string_view data, const std::int64_t* ends, std::size_t count) const {

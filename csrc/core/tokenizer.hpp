@@ -34,6 +34,13 @@ class SpecialSet {
     std::string prefix_;             // what all of them start with
 };
 
+// Text as Python stores it: `length` code points of `kind` bytes each, 1 (Latin-1), 2 (UCS-2) or 4 (UCS-4).
+struct Units {
+    int kind;
+    const void* data;
+    std::size_t length;
+};
+
 class Tokenizer {
   public:
     Tokenizer(Vocabulary vocabulary, Pattern pattern);
@@ -44,6 +51,10 @@ class Tokenizer {
 
     // The ids of `text`, which must be UTF-8. `threads` >= 1; the ids do not depend on it.
     Tokens encode(std::string_view text, const SpecialSet& specials, std::size_t threads) const;
+
+    // The ids of ordinary text as Python stores it, converted slice by slice, so that each stays in the cache. False
+    // where it holds a surrogate.
+    bool encode(const Units& text, std::size_t threads, Tokens& ids) const;
 
     // The ids of each text, one after the other; `ends[i]` is where those of texts[i] end.
     Tokens encode_batch(const std::vector<std::string_view>& texts, const SpecialSet& specials, std::size_t threads,
@@ -60,6 +71,8 @@ class Tokenizer {
 
   private:
     class Lease;
+    class Buffer;
+    struct Worker;
 
     void encode_range(Encoder& encoder, std::string_view text, const SpecialSet& specials, Tokens& out) const;
 

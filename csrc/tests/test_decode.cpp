@@ -24,7 +24,8 @@ void any_ids() {
     for (int round = 0; round < 200; ++round) {
         const auto& letters = alphabets()[random() % alphabets().size()];
         Naive model = random_model(random, letters, random() % 2);
-        for (const std::size_t size : {15, 16, 17, 40}) model.add(std::string(size, '-'));  // around the copies of 16
+        for (const std::size_t size : {15u, 16u, 17u, 40u})
+            model.add(std::string(size, '-'));  // around the copies of 16
         std::map<std::uint32_t, std::string> known;
         std::vector<Special> specials = {
             {"<|end|>", 5000000}, {"<|end|><|of|><|text|>", 4294967295}, {"?", 70000}, {"taken", model.ids[0]}};
@@ -38,7 +39,7 @@ void any_ids() {
             all.push_back(id);
             CHECK(vocabulary.decode(id) == token);
         }
-        for (const std::size_t n : {0, 1, 2, 3, 20, 200}) {
+        for (const std::size_t n : {0u, 1u, 2u, 3u, 20u, 200u}) {
             Ids ids;
             std::string expected;
             for (std::size_t i = 0; i < n; ++i) {

@@ -43,9 +43,9 @@ void any_vocabulary_any_length() {
         const auto& letters = alphabets()[random() % alphabets().size()];
         const Naive model = random_model(random, letters, random() % 3 != 0);
         const Vocabulary vocabulary = model.vocabulary();
-        for (std::size_t size : {0, 1, 2, 3, 13, 14, 15, 29, 30, 31, 60, 61, 62, 63, 64, 65})
+        for (std::size_t size : {0u, 1u, 2u, 3u, 13u, 14u, 15u, 29u, 30u, 31u, 60u, 61u, 62u, 63u, 64u, 65u})
             check_piece(model, vocabulary, random_text(random, letters, size).substr(0, size));
-        for (std::size_t size : {100, 130, 400, 1500})
+        for (std::size_t size : {100u, 130u, 400u, 1500u})
             check_piece(model, vocabulary, random_text(random, letters, random() % size));
         for (const std::string& letter : letters) {  // runs: only ties
             std::string run;
@@ -65,7 +65,7 @@ void from_tokens() {
         const Naive first = model;
         add_merges(model, random, letters, 30);
         const Vocabulary vocabulary = model.vocabulary();
-        for (std::size_t size : {10, 40, 200}) {
+        for (std::size_t size : {10u, 40u, 200u}) {
             const std::string text = random_text(random, letters, size);
             Ids tokens = first.merge(text);
             tokens.resize(merge_tokens(vocabulary, tokens.data(), tokens.size()));
@@ -120,7 +120,7 @@ void long_pieces() {
     // Each merge doubles: the whole piece is one token in the end.
     Naive model = single_bytes();
     for (std::size_t size = 2; size <= 1 << 16; size *= 2) model.add(std::string(size, 'a'));
-    for (std::size_t size : {65535, 65536, 65537, 1 << 20}) check_long(model, std::string(size, 'a'));
+    for (std::size_t size : {65535u, 65536u, 65537u, 1 << 20}) check_long(model, std::string(size, 'a'));
     // No merge at all, and only the last two bytes.
     check_long(model, std::string(100000, 'b'));
     check_long(model, std::string(100000, 'b') + "aa");

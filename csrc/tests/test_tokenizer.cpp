@@ -203,7 +203,8 @@ void pieces_of_all_sizes() {
         const Naive model = random_model(random, letters, random() % 3 != 0);
         const Tokenizer tokenizer(model.vocabulary(), Pattern::kNone);
         std::vector<std::string> pieces = model.tokens;
-        for (const std::size_t size : {1, 2, 3, 5, 8, 14, 15, 16, 17, 31, 32, 48, 62, 63, 100, 300, 1023, 1024, 1025})
+        for (const std::size_t size :
+             {1u, 2u, 3u, 5u, 8u, 14u, 15u, 16u, 17u, 31u, 32u, 48u, 62u, 63u, 100u, 300u, 1023u, 1024u, 1025u})
             for (auto n = size < 100 ? 20 : 1; n > 0; --n) {
                 pieces.push_back(random_text(random, letters, size).substr(0, size));
                 if (random() % 4 == 0) pieces.back()[random() % size] = static_cast<char>(random());  // no UTF-8
@@ -396,7 +397,7 @@ void batches() {
     const Tokenizer tokenizer(model.vocabulary(specials), Pattern::kCl100k);
     Expected expected(model, Pattern::kCl100k);
     const SpecialSet set(specials);
-    for (const std::size_t n : {0, 1, 2, 50, 500}) {
+    for (const std::size_t n : {0u, 1u, 2u, 50u, 500u}) {
         std::vector<std::string> texts(n);
         for (std::string& text : texts) text = text_of(random, random() % 10 ? random() % 30 : 4000);
         if (n > 1) texts[0] = texts[n - 1] = "";
@@ -406,7 +407,7 @@ void batches() {
             for (const std::uint32_t id : expected(text, specials)) ids.push_back(id);
             ends.push_back(static_cast<std::int64_t>(ids.size()));
         }
-        for (const std::size_t threads : {1, 2, 3, 8}) {
+        for (const std::size_t threads : {1u, 2u, 3u, 8u}) {
             std::vector<std::int64_t> found(3, 5);
             CHECK(ids_of(tokenizer.encode_batch({texts.begin(), texts.end()}, set, threads, found)) == ids);
             CHECK(found == ends);
@@ -448,7 +449,8 @@ void long_pieces() {
         std::string text;
         for (std::size_t i = 0; i < n; ++i) text += letter;
         Ids expected(n / 64, model.find(text.substr(0, 64 * letter.size())));
-        for (const std::size_t rest : {4, 2, 1}) expected.push_back(model.find(text.substr(0, rest * letter.size())));
+        for (const std::size_t rest : {4u, 2u, 1u})
+            expected.push_back(model.find(text.substr(0, rest * letter.size())));
         CHECK(ids_of(tokenizer.encode(text, SpecialSet(), 1)) == expected);
         CHECK(ids_of(tokenizer.encode(text, SpecialSet(), 4)) == expected);
     }

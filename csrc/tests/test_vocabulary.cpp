@@ -58,7 +58,7 @@ void what_is_refused() {
 void pairs_are_found() {
     Random random(1);
     for (const std::uint32_t largest : {20u, 2000u, PairTable::kMaxTokens - 1}) {
-        for (const std::size_t n : {0, 1, 100, 3000, 100000}) {
+        for (const std::size_t n : {0u, 1u, 100u, 3000u, 100000u}) {
             PairTable table(n);
             std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> expected;
             const auto token = [&] { return static_cast<std::uint32_t>(random() % (largest + 1)); };
