@@ -4,7 +4,6 @@
 #include <cstring>
 #include <functional>
 #include <initializer_list>
-#include <initializer_list>
 #include <stdexcept>
 #include <vector>
 
@@ -82,6 +81,13 @@ std::size_t merge_many(const Vocabulary& vocabulary, std::uint32_t* tokens, std:
     return left;
 }
 
+std::size_t merge_any(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count,
+                      const std::uint8_t* bytes) {
+    static const MergeFunction merge = fastest();
+    if (count <= 1) return count;
+    return count <= kMaxInRegisters ? merge(vocabulary, tokens, count, bytes) : merge_many(vocabulary, tokens, count);
+}
+
 // A long piece is merged in windows that fit the registers, and what is wrong at their boundaries is put right: around
 // boundary `begin`, between out[at - 1] and out[at], ever more bytes on both sides are merged anew until their
 // neighbours are compatible. `out` has `count` tokens, up to byte `end`. Returns how many bytes it took on each side; 0
@@ -98,7 +104,7 @@ std::size_t repair_boundary(const Vocabulary& vocabulary, const std::uint8_t* pi
         while (last < count && to - begin < span) to += vocabulary.bytes(out[last++]).size();
         tokens.clear();
         for (std::size_t i = from; i < to; ++i) tokens.push_back(vocabulary.byte_rank(piece[i]));
-        tokens.resize(merge_tokens(vocabulary, tokens.data(), tokens.size()));
+        tokens.resize(merge_any(vocabulary, tokens.data(), tokens.size(), piece + from));
         if (first > 0 && !vocabulary.compatible(out[first - 1], tokens.front())) continue;
         if (to < end && !vocabulary.compatible(tokens.back(), out[last])) continue;
         // Never more tokens than bytes, so what moves up stays behind what is still to be written.
@@ -125,16 +131,14 @@ MergeFunction merge_function(const char* instructions) {
 }
 
 std::size_t merge_tokens(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count) {
-    static const MergeFunction merge = fastest();
-    if (count <= 1) return count;
-    return count <= kMaxInRegisters ? merge(vocabulary, tokens, count) : merge_many(vocabulary, tokens, count);
+    return merge_any(vocabulary, tokens, count, nullptr);
 }
 
 std::size_t byte_pair_merge(const Vocabulary& vocabulary, const std::uint8_t* piece, std::size_t size,
                             std::uint32_t* out) {
     const auto merge = [&](std::size_t begin, std::size_t end, std::uint32_t* tokens) {
         for (std::size_t i = begin; i < end; ++i) tokens[i - begin] = vocabulary.byte_rank(piece[i]);
-        return merge_tokens(vocabulary, tokens, end - begin);
+        return merge_any(vocabulary, tokens, end - begin, piece + begin);
     };
     if (size <= kMaxInRegisters || !vocabulary.regular()) return merge(0, size, out);
     std::size_t count = 0, window = kWindow;

@@ -53,8 +53,9 @@ class Keys {
 
 }  // namespace
 
-std::size_t merge_avx2(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count) {
-    return merge_with<Keys>(vocabulary, tokens, count);
+std::size_t merge_avx2(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count,
+                       const std::uint8_t* bytes) {
+    return merge_with<Keys>(vocabulary, tokens, count, bytes);
 }
 
 }  // namespace gptfast

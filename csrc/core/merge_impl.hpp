@@ -22,14 +22,18 @@ inline std::uint32_t key_of(std::uint32_t merged, int position) {
 // Up to Keys::kSize - 2 tokens: all keys are in `Keys`, a few vector registers, and the positions still there are bits
 // of a word. At both ends stands a token that merges with nothing: nearly nothing branches but the end of the loop.
 template <class Keys>
-std::size_t merge_in_registers(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count) {
+std::size_t merge_in_registers(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count,
+                               const std::uint8_t* bytes) {
     alignas(64) std::uint32_t initial[Keys::kSize];
     std::uint32_t part[Keys::kSize];
     part[0] = part[count + 1] = PairTable::kMaxTokens;
     for (std::size_t i = 0; i < count; ++i) part[i + 1] = tokens[i];
     initial[0] = kNoToken;
-    for (std::size_t i = 1; i < count; ++i)
-        initial[i] = key_of(vocabulary.merge(part[i], part[i + 1]), static_cast<int>(i));
+    for (std::size_t i = 1; i < count; ++i) {
+        const std::uint32_t merged =
+            bytes ? vocabulary.merge_bytes(bytes[i - 1], bytes[i]) : vocabulary.merge(part[i], part[i + 1]);
+        initial[i] = key_of(merged, static_cast<int>(i));
+    }
     for (std::size_t i = count; i < Keys::kSize; ++i) initial[i] = kNoToken;
     Keys keys(initial);
     std::uint64_t alive = ~std::uint64_t{0} >> (62 - count);
@@ -53,12 +57,13 @@ std::size_t merge_in_registers(const Vocabulary& vocabulary, std::uint32_t* toke
     return left;
 }
 
-// Up to kMaxInRegisters tokens, at least one.
+// Up to kMaxInRegisters tokens, at least one. `bytes`: what they are, where all are single bytes; else nullptr.
 template <template <std::size_t> class Keys>
-std::size_t merge_with(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count) {
-    if (count <= 14) return merge_in_registers<Keys<16>>(vocabulary, tokens, count);
-    if (count <= 30) return merge_in_registers<Keys<32>>(vocabulary, tokens, count);
-    return merge_in_registers<Keys<64>>(vocabulary, tokens, count);
+std::size_t merge_with(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count,
+                       const std::uint8_t* bytes) {
+    if (count <= 14) return merge_in_registers<Keys<16>>(vocabulary, tokens, count, bytes);
+    if (count <= 30) return merge_in_registers<Keys<32>>(vocabulary, tokens, count, bytes);
+    return merge_in_registers<Keys<64>>(vocabulary, tokens, count, bytes);
 }
 
 }  // namespace

@@ -8,14 +8,18 @@ namespace gptfast {
 
 constexpr std::size_t kMaxInRegisters = 62;
 
-using MergeFunction = std::size_t (*)(const Vocabulary&, std::uint32_t*, std::size_t);
+// `bytes`: what the tokens are, where all are single bytes; else nullptr.
+using MergeFunction = std::size_t (*)(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count,
+                                      const std::uint8_t* bytes);
 
 // Of one instruction set ("avx512", "avx2", "portable"), for tests; nullptr where it is not to be had.
 MergeFunction merge_function(const char* instructions);
 
 #if GPTFAST_X86
-std::size_t merge_avx2(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count);
-std::size_t merge_avx512(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count);
+std::size_t merge_avx2(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count,
+                       const std::uint8_t* bytes);
+std::size_t merge_avx512(const Vocabulary& vocabulary, std::uint32_t* tokens, std::size_t count,
+                         const std::uint8_t* bytes);
 #endif
 
 }  // namespace gptfast

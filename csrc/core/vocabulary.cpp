@@ -152,6 +152,7 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
             throw std::invalid_argument("the id " + std::to_string(sparse_[i].first) + " stands twice");
 
     for (std::uint32_t rank = 0; rank < n; ++rank) ids_are_ranks_ = ids_are_ranks_ && ids[rank] == rank;
+    byte_pairs_.assign(65536, kNoToken);
     parts_.assign(n, {kNoToken, kNoToken});
     for (std::uint32_t rank = 0; rank < n; ++rank) find_parts(rank);
 }
@@ -177,6 +178,8 @@ void Vocabulary::find_parts(std::uint32_t rank) {
     regular_ = regular_ && lower(made.first) && lower(made.second);
     if (made.first == kNoToken) return;
     pairs_.insert(made.first, made.second, rank);
+    if (token.size() == 2)
+        byte_pairs_[std::size_t{static_cast<std::uint8_t>(token[0])} << 8 | static_cast<std::uint8_t>(token[1])] = rank;
 }
 
 // The first merge across the boundary, if there is one, joins a token that ends the left side at some time with one
@@ -238,8 +241,9 @@ std::string_view Vocabulary::decode_sparse(std::uint32_t id) const {
 }
 
 std::size_t Vocabulary::memory() const {
-    return blob_.capacity() + decoded_.capacity() + 4 * (offsets_.size() + ids_.size() + index_.size()) +
-           8 * parts_.size() + sizeof(Place) * dense_.size() + pairs_.bytes();
+    return blob_.capacity() + decoded_.capacity() +
+           4 * (offsets_.size() + ids_.size() + index_.size() + byte_pairs_.size()) + 8 * parts_.size() +
+           sizeof(Place) * dense_.size() + pairs_.bytes();
 }
 
 }  // namespace gptfast

@@ -33,7 +33,8 @@ class PairTable {
             // Without the key, the entry that has it is the smallest, and too small for any other.
             const std::uint64_t* entry = buckets_[i].entries;
             const std::uint64_t without = key << kKeyShift;
-            const std::uint64_t a = entry[0] ^ without, b = entry[1] ^ without, c = entry[2] ^ without, d = entry[3] ^ without;
+            const std::uint64_t a = entry[0] ^ without, b = entry[1] ^ without, c = entry[2] ^ without,
+                                d = entry[3] ^ without;
             const std::uint64_t low = a < b ? a : b, high = c < d ? c : d, least = low < high ? low : high;
             const std::uint32_t found = least >> kKeyShift ? kNoToken : static_cast<std::uint32_t>(least) >> 1;
             if (!(entry[0] & kOverflowed) || found != kNoToken) return found;
@@ -78,6 +79,11 @@ class Vocabulary {
     std::uint32_t byte_rank(std::uint8_t byte) const { return byte_ranks_[byte]; }
     std::uint32_t merge(std::uint32_t left, std::uint32_t right) const { return pairs_.find(left, right); }
 
+    // The same for two single bytes: half of all look-ups, in the few cache lines of the letters that a text uses.
+    std::uint32_t merge_bytes(std::uint8_t left, std::uint8_t right) const {
+        return byte_pairs_[std::size_t{left} << 8 | right];
+    }
+
     // The two tokens whose merge makes `rank`; {kNoToken, kNoToken} for a single byte, and for a token that no sequence
     // of merges makes: tiktoken still uses that one where a whole pre-token equals it.
     std::pair<std::uint32_t, std::uint32_t> parts(std::uint32_t rank) const { return parts_[rank]; }
@@ -117,6 +123,7 @@ class Vocabulary {
     std::vector<std::uint32_t> index_;  // open addressing over tokens: rank + 1, 0 is empty
     std::vector<std::pair<std::uint32_t, std::uint32_t>> parts_;
     PairTable pairs_;
+    std::vector<std::uint32_t> byte_pairs_;  // [65536]
     std::uint32_t byte_ranks_[256];
     bool regular_ = true, ids_are_ranks_ = true;
     std::vector<Special> specials_;

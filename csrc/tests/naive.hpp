@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <map>
 #include <numeric>
 #include <random>
 #include <set>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -23,7 +23,7 @@ using Ids = std::vector<std::uint32_t>;
 struct Naive {
     std::vector<std::string> tokens;
     Ids ids;
-    std::map<std::string, std::uint32_t, std::less<>> ranks;
+    std::unordered_map<std::string, std::uint32_t> ranks;
     std::size_t longest = 0;
 
     void add(std::string token) {
@@ -35,7 +35,7 @@ struct Naive {
     }
 
     std::uint32_t find(std::string_view bytes) const {
-        const auto found = bytes.size() > longest ? ranks.end() : ranks.find(bytes);
+        const auto found = bytes.size() > longest ? ranks.end() : ranks.find(std::string(bytes));
         return found == ranks.end() ? kNoToken : found->second;
     }
 
