@@ -124,6 +124,15 @@ def cases(section: str) -> Iterator[Case]:
                     yield Case(section, encoding, text, "decode", given, 4, (("second", 1.25),))
 
 
+def shown(arguments: list[str]) -> str:
+    """A process's arguments, short enough for a message."""
+    try:
+        job = json.loads(arguments[-1])
+    except ValueError:
+        return " ".join(arguments)[:80]
+    return f"{job['peer']} {job['encoding']} {job['call']} {Path(job['text']).stem}"
+
+
 def fresh(arguments: list[str], threads: int = 1) -> Any:
     """What a new Python process prints as JSON, or in a word or two why it does not."""
     env = os.environ | {"RAYON_NUM_THREADS": str(threads), "FASTOKENS_BPE_THREADS": str(threads)}
@@ -135,17 +144,9 @@ def fresh(arguments: list[str], threads: int = 1) -> Any:
     if done.returncode < 0:
         return f"signal {-done.returncode}"
     if done.returncode:
-        console.print(f"{arguments[-1]}: {done.stderr.strip().splitlines()[-1]}", style="yellow", markup=False)
+        console.print(f"{shown(arguments)}: {done.stderr.strip().splitlines()[-1]}", style="yellow", markup=False)
         return "error"
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def sample(case: Case, peer: str, folder: Path) -> Any:
-    job = case.job(peer, folder)
-    if not Path(job.ids).exists():  # what all ids are compared with, and decoders are given
-        call, given = ("batch", "texts") if case.call == "batch" else ("encode", "str")
-        fresh(["tokenizer_peers.py", as_json(replace(job, peer="tiktoken", call=call, given=given, save=True))])
-    return fresh(["tokenizer_peers.py", as_json(job)], case.threads)
 
 
 @dataclass
@@ -176,6 +177,7 @@ class Bench:
         self.options, self.folder = options, folder
         self.peers = {name: number for name, number in installed().items() if self.wanted(name, PEERS)}
         self.rounds = min(options.rounds, 2) if options.quick else options.rounds
+        self.references: set[str] = set()
 
     def wanted(self, name: str, known: Iterable[str]) -> bool:
         named = set(self.options.only) & set(known)
@@ -203,7 +205,7 @@ class Bench:
         ]
         taken: dict[Case, dict[str, list[Any]]] = {case: {} for case in chosen}
         for case, peer in track(work, section, console=console, transient=True):
-            taken[case].setdefault(peer, []).append(sample(case, peer, self.folder))
+            taken[case].setdefault(peer, []).append(self.sample(case, peer))
         single: dict[tuple[Any, ...], float] = {}  # MB/s of one thread
         for case in chosen:
             for i in range(min(case.passes, len(PASSES))):
@@ -218,6 +220,15 @@ class Bench:
                 elif own and others:
                     row.ratio = own / max(others)
                 yield row
+
+    def sample(self, case: Case, peer: str) -> Any:
+        job = case.job(peer, self.folder)
+        if job.ids not in self.references:  # what all ids are compared with, and decoders are given
+            self.references.add(job.ids)
+            call, given = ("batch", "texts") if case.call == "batch" else ("encode", "str")
+            source = replace(job, peer="tiktoken", call=call, given=given, passes=1, save=True)
+            fresh(["tokenizer_peers.py", as_json(source)])
+        return fresh(["tokenizer_peers.py", as_json(job)], case.threads)
 
     def row(self, case: Case, i: int, taken: dict[str, list[Any]]) -> Row:
         which = PASSES[i] if case.section != "threads" else f"{PASSES[i]}, {case.threads}"

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <set>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "core/vocabulary.hpp"
+#include "core/words.hpp"
 
 namespace gptfast {
 
@@ -75,6 +77,18 @@ struct Naive {
     Vocabulary vocabulary(std::vector<Special> specials = {}) const {
         return Vocabulary({tokens.begin(), tokens.end()}, ids, std::move(specials));
     }
+};
+
+inline Ids ids_of(const Tokens& tokens) { return {tokens.data(), tokens.data() + tokens.size()}; }
+
+// A copy of `text` in memory of exactly its size, so that a sanitizer sees it being read past either end.
+struct Exact {
+    explicit Exact(std::string_view text) : bytes(new char[text.size()]), size(text.size()) {
+        text.copy(bytes.get(), size);
+    }
+    std::string_view view() const { return {bytes.get(), size}; }
+    std::unique_ptr<char[]> bytes;
+    std::size_t size;
 };
 
 inline Naive single_bytes() {

@@ -1,4 +1,5 @@
 // Ids back to bytes, into memory of exactly the size they need.
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>

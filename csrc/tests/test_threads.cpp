@@ -17,8 +17,6 @@ namespace {
 const std::vector<std::string> kParts = {"a",  "b", "the",    " the", " a", "'s",           " ",       "\n",
                                          "12", ".", "\u00e9", "E",    "(",  "\u4e2d\u6587", "<|end|>", "\U0001f642"};
 
-Ids ids_of(const Tokens& tokens) { return {tokens.data(), tokens.data() + tokens.size()}; }
-
 std::string decoded(const Vocabulary& vocabulary, const Ids& ids) {
     std::size_t size = 0;
     if (decoded_size(vocabulary, ids.data(), ids.size(), size) != kAllKnown) return "";

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .core_bpe import CoreBPE
 from .threads import thread_count
-
-if TYPE_CHECKING:
-    from .core_bpe import CoreBPE
 
 
 class Decoding:
     """tiktoken's methods for decoding. Ids are a sequence of int or an array of integers."""
 
     _bpe: Any
-    _core_bpe: CoreBPE
+    _special_tokens: dict[str, int]
+
+    @functools.cached_property
+    def _core_bpe(self) -> CoreBPE:
+        return CoreBPE(self._bpe, self._special_tokens)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The bytes of `tokens`. Raises KeyError for an id that is no token's."""

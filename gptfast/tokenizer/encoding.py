@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import GptfastError
 from . import core
-from .core_bpe import CoreBPE
 from .decoding import Decoding
 from .published import END_OF_TEXT
-from .special import Special, allowed_in
+from .special import Special, allowed_in, occurring
 from .threads import thread_count
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from .offsets import Offsets
 
 PARALLEL_CHARS = 1 << 16  # shorter text is encoded before a thread has started
+FEW_SPECIAL = 16  # so many are handed to the core as they are
 NONE: frozenset[str] = frozenset()
 
 
@@ -149,7 +149,7 @@ class Encoding(Decoding):
         return self._encode(text, allowed, num_threads)
 
     def _encode(self, text: str, allowed: Set[str], num_threads: int | None) -> list[int]:
-        special, threads = self._known(allowed), _threads(num_threads, text)
+        special, threads = self._known(allowed, [text]), _threads(num_threads, text)
         try:
             ids: list[int] = self._bpe.encode(text, special, threads)
         except UnicodeEncodeError:
@@ -166,7 +166,7 @@ class Encoding(Decoding):
     ) -> np.ndarray:
         """`encode` to a uint32 array [N], without a Python list in between. UnicodeEncodeError for lone surrogates."""
         allowed = allowed_in(text, self._all_special, allowed_special, disallowed_special)
-        ids: np.ndarray = self._bpe.encode_to_numpy(text, self._known(allowed), _threads(num_threads, text))
+        ids: np.ndarray = self._bpe.encode_to_numpy(text, self._known(allowed, [text]), _threads(num_threads, text))
         return ids
 
     def encode_ordinary_batch(self, text: Iterable[str], *, num_threads: int | None = None) -> list[list[int]]:
@@ -214,7 +214,7 @@ class Encoding(Decoding):
         if disallowed:
             for one in texts:
                 allowed_in(one, self._all_special, allowed_set, disallowed)
-        return texts, self._known(allowed_set)
+        return texts, self._known(allowed_set, texts)
 
     def encode_iterator(
         self, chunks: Iterable[str], *, allowed_special: Special = NONE, disallowed_special: Special = "all"
@@ -258,7 +258,7 @@ class Encoding(Decoding):
 
         allowed = allowed_in(text, self._all_special, allowed_special, disallowed_special)
         text = _without_surrogates(text)
-        ids = self._bpe.encode_to_numpy(text, self._known(allowed), _threads(None, text))
+        ids = self._bpe.encode_to_numpy(text, self._known(allowed, [text]), _threads(None, text))
         return locate(text, ids, self._token_lengths)
 
     def encode_with_unstable(
@@ -347,10 +347,6 @@ class Encoding(Decoding):
         ranks: dict[bytes, int] = self._bpe.mergeable_ranks()
         return ranks
 
-    @functools.cached_property
-    def _core_bpe(self) -> CoreBPE:
-        return CoreBPE(self._bpe, self._special_tokens)
-
     def _encode_single_piece(self, text_or_bytes: str | bytes) -> list[int]:
         """Byte-pair encoding of the whole, without splitting."""
         return self._core_bpe.encode_single_piece(_bytes(text_or_bytes))
@@ -386,8 +382,12 @@ class Encoding(Decoding):
 
         return can_cut(self._pat_str)
 
-    def _known(self, allowed: Set[str]) -> list[str]:
-        return [token for token in allowed if token in self._special_tokens] if allowed else []
+    def _known(self, allowed: Set[str], texts: Sequence[str] | None = None) -> list[str]:
+        """The special tokens among `allowed`; of very many only those in `texts`, for which the core then looks."""
+        if not allowed:
+            return []
+        known = self._all_special if allowed is self._all_special else self._all_special & allowed
+        return list(known) if texts is None or len(known) <= FEW_SPECIAL else occurring(texts, known)
 
 
 def _rebuild(

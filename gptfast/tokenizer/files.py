@@ -37,7 +37,7 @@ def encode_file(
         raise GptfastError(f"cannot read {os.fspath(path)}: {getattr(error, 'strerror', None) or error}") from None
     blocks = _encoded_blocks(bpe, memoryview(data), os.fspath(path), frozenset(special), threads, can_cut)
     if out is None:
-        return np.concatenate([np.empty(0, dtype=dtype), *(ids.astype(dtype) for ids in blocks)])
+        return np.concatenate([np.empty(0, dtype=dtype), *(ids.astype(dtype, copy=False) for ids in blocks)])
     _write(Path(out), blocks, dtype)
     return np.load(out, mmap_mode="r" if Path(out).stat().st_size > 128 else None)
 
@@ -54,7 +54,7 @@ def _write(out: Path, blocks: Iterator[np.ndarray], dtype: np.dtype[Any]) -> Non
 
         begins = write_header()
         for ids in blocks:
-            file.write(ids.astype(dtype).data)
+            file.write(ids.astype(dtype, copy=False).data)
             tokens += len(ids)
         file.seek(0)
         if write_header() != begins:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterable, Set
 from typing import NoReturn
 
 from ..errors import GptfastError
@@ -29,6 +29,15 @@ def find_special(text: str, tokens: frozenset[str]) -> re.Match[str] | None:
     if _common_character(tokens) not in text:  # a search for one character is many times faster
         return None
     return special_regex(tokens).search(text)
+
+
+def occurring(texts: Iterable[str], tokens: frozenset[str]) -> list[str]:
+    """Those of `tokens` that are in `texts`, as they are read from left to right."""
+    character, found = _common_character(tokens), set[str]()
+    for text in texts:
+        if character in text:
+            found.update(special_regex(tokens).findall(text))
+    return list(found)
 
 
 def allowed_in(text: str, specials: frozenset[str], allowed: Special, disallowed: Special) -> Set[str]:

@@ -23,7 +23,7 @@ from gptfast.tokenizer import ENCODING_NAMES, END_OF_TEXT, TIKTOKEN_NAMES, Encod
 
 TEXT = "Hello, world!  I'll say:\r\n\tnaïve 東京 🙂 12345 <|endoftext|> end \n\n"
 NAMES = ["gpt2", "cl100k_base", "o200k_base"]
-SPECIAL = [END_OF_TEXT, "<|fim_prefix|>", "<|endofprompt|>", "<|endo", "oftext|>", "<|", "|>"]
+SPECIAL = [END_OF_TEXT, "<|fim_prefix|>", "<|endofprompt|>", "<|start|>", "<|endo", "oftext|>", "<|", "|>"]
 PIECES = st.one_of(
     st.sampled_from(
         [*SPECIAL, " ", "  ", "\n", "\r\n", "\t", "'ll", "'S", "can't", " the", "123", "1234567", "\x85 ", "é"]
@@ -100,7 +100,7 @@ def test_ids_are_tiktokens(name: str) -> None:
 
 
 @settings(deadline=None)
-@given(text=MIXED, name=st.sampled_from(NAMES), allowed=ALLOWED, disallowed=DISALLOWED)
+@given(text=MIXED, name=st.sampled_from([*NAMES, "o200k_harmony"]), allowed=ALLOWED, disallowed=DISALLOWED)
 @example(text="\ud83d\ude00 \ude00", name="gpt2", allowed=set(), disallowed="all")
 @example(text=END_OF_TEXT[1:] + END_OF_TEXT * 2, name="gpt2", allowed="all", disallowed="all")
 def test_encoding_and_special_tokens(text: str, name: str, allowed: Any, disallowed: Any) -> None:

@@ -127,6 +127,21 @@ def test_what_tokenizers_has_trained_is_loaded(tmp_path: Path, pattern: str | No
     assert list(ours.encode_iterator(iter(text), allowed_special="all")) == expected
 
 
+def test_a_token_that_no_merges_make(tmp_path: Path) -> None:
+    """As in tiktoken, it stands for a whole pre-token that equals it, and nowhere else."""
+    ranks = {bytes([i]): i for i in range(256)} | {b"abc": 256, b"cd": 257}
+    own = Encoding("own", pat_str=PAT_STR["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    own.save(tmp_path / "tokenizer.json")
+    theirs, again = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), get_encoding(tmp_path / "tokenizer.json")
+    for text, ids in (("abc", [256]), ("abc1", [256, 49]), ("abcd", [97, 98, 257])):
+        assert own.encode(text) == again.encode(text) == theirs.encode(text).ids == ids
+    file = json.loads((tmp_path / "tokenizer.json").read_text())
+    file["model"]["ignore_merges"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.raises(GptfastError, match="has the token 'abc', which no merge makes"):
+        get_encoding(tmp_path / "tokenizer.json")
+
+
 def test_a_split_on_a_plain_string_and_one_that_drops_the_rest(tmp_path: Path) -> None:
     for split in (pre_tokenizers.Split("==", "isolated"), pre_tokenizers.Split(Regex(LLAMA), "removed", invert=True)):
         theirs = trained(split)

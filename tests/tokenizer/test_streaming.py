@@ -64,6 +64,7 @@ def ids_or_error(function: Any) -> Any:
 @example("we'll I'LL", [1], 1, "o200k_base", set(), "all")
 @example(f" {END_OF_TEXT} {END_OF_TEXT}x", [1], 1, "gpt2", "all", "all")
 @example(f"x {END_OF_TEXT}", [1], 1, "gpt2", set(), "all")
+@example(f"x {END_OF_TEXT} and then more words than a special token has", [1], 1, "gpt2", set(), "all")
 @example("a \ud83d\ude00 b", [1], 1, "gpt2", set(), "all")
 def test_a_stream_has_the_ids_of_the_whole(
     text: str, sizes: list[int], block: int, name: str, allowed: Any, disallowed: Any
