@@ -6,6 +6,10 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 	$(name) -c 'import sys; sys.version_info >= (3, 10) and print("$(name)")' 2>/dev/null)))
 # Sanitizers for the C++ unit tests, as CI runs them: make test SANITIZE=address,undefined
 SANITIZE ?=
+# How long each libFuzzer target runs, and the clang that builds them: make fuzz SECONDS=600 CLANG=clang++-18
+SECONDS ?= 60
+CLANG ?= $(firstword $(foreach name,clang++ clang++-22 clang++-21 clang++-20 clang++-19 clang++-18 clang++-17 clang++-16 \
+	clang++-15 clang++-14,$(shell command -v $(name) 2>/dev/null)))
 
 BIN := .venv/bin
 PIP := PYTHONWARNINGS=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
@@ -14,11 +18,12 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.hpp')
 PY := gptfast kernels tests benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp lint format wheel clean
+.PHONY: help demo test test-cpp fuzz lint format wheel clean
 
 help:
 	@echo "make demo [DATA=file.txt]  train a small GPT on a text for about three minutes and sample from it"
 	@echo "make test                  run the C++ and Python tests"
+	@echo "make fuzz [SECONDS=600]    run each libFuzzer target of csrc/fuzz; needs clang"
 	@echo "make lint                  ruff, mypy, clang-format; changes nothing"
 	@echo "make format                let ruff and clang-format rewrite the sources"
 	@echo "make wheel                 build a wheel into dist/"
@@ -35,6 +40,18 @@ test-cpp: .venv/dev
 		-DGPTFAST_TESTS=ON -DGPTFAST_WERROR=ON -DGPTFAST_SANITIZE=$(SANITIZE) --log-level=WARNING > build/test-cpp.log
 	@$(BIN)/cmake --build build/test-cpp
 	$(BIN)/ctest --test-dir build/test-cpp --output-on-failure
+
+# Inputs worth keeping gather in build/fuzz/corpus, from where the next run goes on; one that fails is named in the output.
+fuzz: .venv/tools
+	@test -n "$(CLANG)" || { echo "error: no clang++, which has libFuzzer; install it (Debian, Ubuntu: apt install clang), or name it: make fuzz CLANG=/path/to/clang++" >&2; exit 1; }
+	@$(BIN)/cmake -S csrc -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_CXX_COMPILER=$(CLANG) \
+		-DGPTFAST_FUZZ=ON -DGPTFAST_SANITIZE=address,undefined --log-level=WARNING > build/fuzz.log
+	@$(BIN)/cmake --build build/fuzz
+	@for target in $(patsubst csrc/fuzz/%.cpp,%,$(wildcard csrc/fuzz/fuzz_*.cpp)); do \
+		echo "$$target, $(SECONDS) seconds" && mkdir -p build/fuzz/corpus/$$target && \
+		build/fuzz/$$target -max_total_time=$(SECONDS) -max_len=512 -len_control=0 -verbosity=0 -print_funcs=0 -print_final_stats=1 \
+			-artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target || exit 1; \
+	done
 
 lint: .venv/dev build/typed
 	$(BIN)/ruff check $(PY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ SHARED = Path(os.environ.get("GPTFAST_SHARED", Path(__file__).parents[2] / "shar
 
 if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken").is_dir():
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
+_cache = tempfile.TemporaryDirectory(prefix="gptfast-cache-")  # not the user's; removed when the process ends
+os.environ["GPTFAST_CACHE_DIR"] = _cache.name
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "buffer.hpp"
@@ -16,21 +18,42 @@
 #include "core/tiktoken_file.hpp"
 #include "core/tokenizer.hpp"
 #include "core/utf8.hpp"
+#include "pattern_named.hpp"
 
 namespace py = pybind11;
 using namespace gptfast;
 
 namespace {
 
-Pattern pattern_named(const std::string& name) {
-    if (name == "gpt2") return Pattern::kGpt2;
-    if (name == "cl100k") return Pattern::kCl100k;
-    if (name == "o200k") return Pattern::kO200k;
-    if (name.empty()) return Pattern::kNone;
-    throw py::value_error("unknown pattern '" + name + "'; known: gpt2, cl100k, o200k, and '' for none");
+// Pairs of uint32 as Bpe.parts() writes them; none where the size is odd, which the vocabulary then finds itself.
+Vocabulary::Parts to_parts(std::string_view data) {
+    std::uint32_t pair[2];
+    Vocabulary::Parts parts;
+    if (data.size() % sizeof pair) return parts;
+    parts.reserve(data.size() / sizeof pair);
+    for (std::size_t at = 0; at < data.size(); at += sizeof pair) {
+        std::memcpy(pair, data.data() + at, sizeof pair);
+        parts.emplace_back(pair[0], pair[1]);
+    }
+    return parts;
 }
 
-std::size_t at_least_one(std::size_t threads) { return std::max<std::size_t>(threads, 1); }
+// Empty where the vocabulary is not regular: it would not take its parts back.
+py::bytes parts_of(const Vocabulary& vocabulary) {
+    std::vector<std::uint32_t> parts;
+    parts.reserve(2 * vocabulary.size());
+    for (std::uint32_t rank = 0; vocabulary.regular() && rank < vocabulary.size(); ++rank) {
+        const auto [left, right] = vocabulary.parts(rank);
+        parts.push_back(left);
+        parts.push_back(right);
+    }
+    return {reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof parts[0]};
+}
+
+// More threads than cores gain nothing, and each has tables of its own.
+std::size_t sensible(std::size_t threads) {
+    return std::clamp<std::size_t>(threads, 1, std::max<std::size_t>(8, core_count()));
+}
 
 py::list to_list(const std::uint32_t* ids, std::size_t count) {
     py::list list(count);
@@ -74,11 +97,18 @@ std::vector<std::uint32_t> to_ids(const py::handle& object) {
         }
         return ids;
     }
-    const auto sequence =
+    auto sequence =
         py::reinterpret_steal<py::object>(PySequence_Fast(object.ptr(), "expected a sequence of token ids"));
     if (!sequence) throw py::error_already_set();
     const Py_ssize_t size = PySequence_Fast_GET_SIZE(sequence.ptr());
     ids.resize(static_cast<std::size_t>(size));
+    bool plain = true;
+    for (Py_ssize_t i = 0; plain && i < size; ++i)
+        plain = PyLong_CheckExact(PySequence_Fast_GET_ITEM(sequence.ptr(), i));
+    if (!plain) {  // __index__ may run any code, which may change the list
+        sequence = py::reinterpret_steal<py::object>(PySequence_Tuple(sequence.ptr()));
+        if (!sequence) throw py::error_already_set();
+    }
     for (Py_ssize_t i = 0; i < size; ++i) {
         PyObject* item = PySequence_Fast_GET_ITEM(sequence.ptr(), i);
         int overflow = 0;
@@ -122,7 +152,7 @@ class Bpe {
             bool good;
             {
                 const py::gil_scoped_release release;
-                good = tokenizer.encode(units, at_least_one(threads), ids);
+                good = tokenizer.encode(units, sensible(threads), ids);
             }
             if (good) return ids;
         }
@@ -133,7 +163,7 @@ class Bpe {
     Tokens encode(std::string_view text, const std::vector<std::string>& names, std::size_t threads) const {
         const SpecialSet specials = allowed(names);
         const py::gil_scoped_release release;
-        return tokenizer.encode(text, specials, at_least_one(threads));
+        return tokenizer.encode(text, specials, sensible(threads));
     }
 
     Tokens encode_batch(const std::vector<py::object>& texts, const std::vector<std::string>& names,
@@ -141,7 +171,7 @@ class Bpe {
         const Utf8Batch batch(texts);
         const SpecialSet specials = allowed(names);
         const py::gil_scoped_release release;
-        return tokenizer.encode_batch(batch.views(), specials, at_least_one(threads), ends);
+        return tokenizer.encode_batch(batch.views(), specials, sensible(threads), ends);
     }
 
     Tokenizer tokenizer;
@@ -177,7 +207,7 @@ py::list decode_batch(const Bpe& self, const py::iterable& batch, std::size_t th
     {
         const py::gil_scoped_release release;
         parallel_for(
-            rows.size(), at_least_one(threads), [] { return 0; },
+            rows.size(), sensible(threads), [] { return 0; },
             [&](int, std::size_t i) {
                 std::size_t size;
                 unknown[i] = decoded_size(self.vocabulary(), rows[i].data(), rows[i].size(), size);
@@ -213,15 +243,18 @@ void bind_bpe(py::module_& m) {
              "caller splits.")
         .def_static(
             "from_tiktoken",
-            [](const py::object& data, const py::dict& specials, const std::string& name) {
-                const Bytes bytes(data);
+            [](const py::object& data, const py::dict& specials, const std::string& name, const py::bytes& parts) {
+                const Bytes bytes(data), given(parts);
                 std::vector<Special> special_tokens = to_specials(specials);
                 const Pattern split = pattern_named(name);
                 const py::gil_scoped_release release;
                 const TiktokenFile file = parse_tiktoken(bytes.text());
-                return std::make_unique<Bpe>(Vocabulary(file.tokens, file.ranks, std::move(special_tokens)), split);
+                return std::make_unique<Bpe>(
+                    Vocabulary(file.tokens, file.ranks, std::move(special_tokens), to_parts(given.text())), split);
             },
-            py::arg("data"), special, pattern, "From the content of a .tiktoken file.")
+            py::arg("data"), special, pattern, py::arg("parts") = py::bytes(),
+            "From the content of a .tiktoken file; `parts`, if right, saves most of the time.")
+        .def("parts", [](const Bpe& self) { return parts_of(self.vocabulary()); })
         .def(
             "encode",
             [](const Bpe& self, const py::object& s, const std::vector<std::string>& names, std::size_t n) {

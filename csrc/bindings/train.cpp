@@ -16,19 +16,12 @@
 #include "buffer.hpp"
 #include "core/train.hpp"
 #include "core/word_counts.hpp"
+#include "pattern_named.hpp"
 
 namespace py = pybind11;
 using namespace gptfast;
 
 namespace {
-
-Pattern pattern_named(const std::string& name) {
-    if (name == "gpt2") return Pattern::kGpt2;
-    if (name == "cl100k") return Pattern::kCl100k;
-    if (name == "o200k") return Pattern::kO200k;
-    if (name.empty()) return Pattern::kNone;
-    throw py::value_error("unknown pattern '" + name + "'; known: gpt2, cl100k, o200k, and '' for none");
-}
 
 // Calls a Python function from work that runs without the GIL, a few times a second, and looks for Ctrl-C. What either
 // raises stops the work, and rethrow() raises it again.

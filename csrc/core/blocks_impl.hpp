@@ -144,9 +144,11 @@ GPTFAST_INLINE Block boundaries(const std::uint8_t* p, const Classes& c) {
             // Blanks between two newlines split nothing.
             after_newline &= ~(Mask{1} << highest_bit(blank_starts & up_to(lowest_bit(inner))));
         }
-        if (blank >> 63) {  // blanks that reach the end of the block after a newline: a newline may follow
-            const int start = highest_bit(blank_starts);
-            if (after_newline >> start) limit = limit < start - 1 ? limit : start - 1;
+        // Blanks after a newline that reach the end of the block, or other white space perhaps: a newline may follow.
+        const int known = c.high ? lowest_bit(c.high) : 64;
+        if (known > 0 && (blank >> (known - 1) & 1)) {
+            const int start = highest_bit(blank_starts & up_to(known - 1));
+            if (after_newline >> start & 1) limit = limit < start - 1 ? limit : start - 1;
         }
         starts = letter_starts | number_starts(number) | other_starts | (run_white & ~(run_white << 1)) | last |
                  after_newline;

@@ -11,6 +11,12 @@
 
 namespace gptfast {
 
+// The processor's cores; asked once, since the C library reads a file for it each time.
+inline std::size_t core_count() {
+    static const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+    return cores;
+}
+
 // Runs work(state, i) for each i < count, on at most `threads` threads; each first makes its state with make_state().
 // The order is any. The first exception ends the loop and is thrown here.
 template <class MakeState, class Work>

@@ -22,14 +22,17 @@ bool decode_base64(std::string_view text, std::string& out) {
     if (text.empty() || text.size() % 4 != 0) return false;
     const std::size_t padding = text[text.size() - 1] != '=' ? 0 : text[text.size() - 2] != '=' ? 1 : 2;
     std::uint32_t word = 0;
+    const std::size_t start = out.size();
+    out.resize(start + text.size() / 4 * 3);
+    char* to = out.data() + start;
     for (std::size_t i = 0; i < text.size(); ++i) {
         const int digit = i >= text.size() - padding ? 0 : kBase64.value[static_cast<unsigned char>(text[i])];
         if (digit < 0) return false;
         word = word << 6 | static_cast<std::uint32_t>(digit);
         if (i % 4 != 3) continue;
-        out += static_cast<char>(word >> 16);
-        out += static_cast<char>(word >> 8);
-        out += static_cast<char>(word);
+        *to++ = static_cast<char>(word >> 16);
+        *to++ = static_cast<char>(word >> 8);
+        *to++ = static_cast<char>(word);
     }
     out.resize(out.size() - padding);
     return true;
@@ -41,6 +44,8 @@ TiktokenFile parse_tiktoken(std::string_view data) {
     TiktokenFile file;
     std::vector<std::size_t> ends{0};
     file.blob.reserve(data.size());
+    ends.reserve(data.size() / 12);
+    file.ranks.reserve(data.size() / 12);
     std::size_t number = 0;
     bool sorted = true;
     for (std::size_t at = 0; at < data.size();) {

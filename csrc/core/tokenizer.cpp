@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "parallel.hpp"
@@ -22,18 +24,19 @@ const std::uint8_t* bytes_of(std::string_view text) { return reinterpret_cast<co
 // buffer that their thread goes on with, so that only the whole takes fresh memory.
 class InOrder {
   public:
-    InOrder(std::size_t parts, std::size_t expected) : waiting_(parts) { all_.reserve(expected); }
+    InOrder(std::size_t parts, std::size_t expected) : waiting_(parts), arrived_(parts) { all_.reserve(expected); }
 
     void add(std::size_t part, Tokens& tokens) {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (part != next_) {
             waiting_[part] = std::move(tokens);
+            arrived_[part] = true;
             tokens = Tokens();
             return;
         }
         append(tokens);
         tokens.truncate(0);
-        for (++next_; next_ < waiting_.size() && waiting_[next_].data(); ++next_) {
+        for (++next_; next_ < waiting_.size() && arrived_[next_]; ++next_) {
             append(waiting_[next_]);
             waiting_[next_] = Tokens();
         }
@@ -51,6 +54,7 @@ class InOrder {
     std::mutex mutex_;
     Tokens all_;
     std::vector<Tokens> waiting_;
+    std::vector<bool> arrived_;
     std::size_t next_ = 0;
 };
 
@@ -118,23 +122,19 @@ std::size_t safe_cut(std::string_view text, std::size_t from) {
     return text.size();
 }
 
-// An encoder for one thread, given back at the end: the words it has seen stay known.
+// An encoder for one thread, given back at the end: the words it has seen stay known. No lock, since a thread that is
+// holding one while another forks would leave it locked in the child for ever.
 class Tokenizer::Lease {
   public:
     explicit Lease(const Tokenizer& owner) : owner_(owner) {
-        {
-            const std::lock_guard<std::mutex> lock(owner.mutex_);
-            if (!owner.idle_.empty()) {
-                encoder_ = std::move(owner.idle_.back());
-                owner.idle_.pop_back();
-            }
-        }
+        for (std::size_t i = 0; i < owner.places_ && !encoder_; ++i) encoder_.reset(owner.idle_[i].exchange(nullptr));
         if (!encoder_) encoder_ = std::make_unique<Encoder>(owner.vocabulary_);
     }
     ~Lease() {
-        const std::lock_guard<std::mutex> lock(owner_.mutex_);
-        if (owner_.idle_.size() < std::max(1u, std::thread::hardware_concurrency()))
-            owner_.idle_.push_back(std::move(encoder_));
+        for (std::size_t i = 0; i < owner_.places_ && encoder_; ++i) {
+            Encoder* none = nullptr;
+            if (owner_.idle_[i].compare_exchange_strong(none, encoder_.get())) encoder_.release();
+        }
     }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
@@ -171,12 +171,17 @@ struct Tokenizer::Worker {
     Tokens out;
 };
 
-Tokenizer::Tokenizer(Vocabulary vocabulary, Pattern pattern) : vocabulary_(std::move(vocabulary)), pattern_(pattern) {
-    idle_.reserve(std::max(1u, std::thread::hardware_concurrency()));
-    idle_.push_back(std::make_unique<Encoder>(vocabulary_));
+Tokenizer::Tokenizer(Vocabulary vocabulary, Pattern pattern)
+    : vocabulary_(std::move(vocabulary)),
+      pattern_(pattern),
+      places_(core_count()),
+      idle_(new std::atomic<Encoder*>[places_]()) {
+    idle_[0] = new Encoder(vocabulary_);
 }
 
-Tokenizer::~Tokenizer() = default;
+Tokenizer::~Tokenizer() {
+    for (std::size_t i = 0; i < places_; ++i) delete idle_[i].load();
+}
 
 void Tokenizer::encode_range(Encoder& encoder, std::string_view text, const SpecialSet& specials, Tokens& out) const {
     std::size_t at = 0;
@@ -328,9 +333,13 @@ std::size_t Tokenizer::count(std::string_view text, std::size_t threads) const {
 }
 
 std::size_t Tokenizer::caches_memory() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
     std::size_t total = 0;
-    for (const auto& encoder : idle_) total += encoder->memory();
+    std::vector<std::unique_ptr<Lease>> leases;  // all that are idle now, and none twice
+    for (std::size_t i = 0; i < places_; ++i) {
+        if (!idle_[i].load()) continue;
+        leases.push_back(std::make_unique<Lease>(*this));
+        total += (*leases.back())->memory();
+    }
     return total;
 }
 

@@ -1,10 +1,10 @@
 // The tokenizer as its users see it: text to ids and back, special tokens, many threads. One object serves all threads.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -78,8 +78,8 @@ class Tokenizer {
 
     Vocabulary vocabulary_;
     Pattern pattern_;
-    mutable std::mutex mutex_;
-    mutable std::vector<std::unique_ptr<Encoder>> idle_;
+    std::size_t places_;  // one a core: more encoders than that are not kept
+    std::unique_ptr<std::atomic<Encoder*>[]> idle_;
 };
 
 // Where `text` may be cut near `from` without changing its ids: between a letter and a character that is no letter,

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::size_t kPadding = 16;
 constexpr std::size_t kDenseIds = std::size_t{1} << 22;
+constexpr std::size_t kAhead = 8;  // tables larger than the cache are filled this many entries after a prefetch
 
 int shift_for(std::size_t slots) {
     int bits = 0;
@@ -78,8 +79,8 @@ void PairTable::insert(std::uint32_t left, std::uint32_t right, std::uint32_t me
 }
 
 Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ids,
-                       std::vector<Special> specials)
-    : ids_(ids), pairs_(tokens.size()), specials_(std::move(specials)) {
+                       std::vector<Special> specials, const Parts& parts)
+    : ids_(ids), pairs_(0), specials_(std::move(specials)) {
     const std::size_t n = tokens.size();
     if (n != ids.size()) throw std::invalid_argument("there must be one id for each token");
     if (n >= PairTable::kMaxTokens)
@@ -105,6 +106,8 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
         const std::string_view token = bytes(rank);
         if (token.empty()) throw std::invalid_argument("token " + std::to_string(ids[rank]) + " is empty");
         if (token.size() == 1) byte_ranks_[static_cast<std::uint8_t>(token[0])] = rank;
+        if (const std::size_t next = rank + kAhead; next < n)
+            prefetch(&index_[hash_bytes(tokens[next].data(), tokens[next].size()) >> shift]);
         std::size_t i = hash_bytes(token.data(), token.size()) >> shift;
         for (; index_[i]; i = (i + 1) & mask)
             if (bytes(index_[i] - 1) == token)
@@ -152,9 +155,46 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& tokens, const std::v
             throw std::invalid_argument("the id " + std::to_string(sparse_[i].first) + " stands twice");
 
     for (std::uint32_t rank = 0; rank < n; ++rank) ids_are_ranks_ = ids_are_ranks_ && ids[rank] == rank;
-    byte_pairs_.assign(65536, kNoToken);
-    parts_.assign(n, {kNoToken, kNoToken});
+    if (take_parts(parts)) return;
+    clear_parts();
     for (std::uint32_t rank = 0; rank < n; ++rank) find_parts(rank);
+}
+
+// Whether `parts` are what find_parts would find, in a regular vocabulary. Parts that join to the token's bytes may
+// still be the wrong ones; if BPE with the merges of lower rank leaves them side by side, they are its last two.
+bool Vocabulary::take_parts(const Parts& parts) {
+    if (parts.size() != size()) return false;
+    clear_parts();
+    for (std::uint32_t rank = 0; rank < size(); ++rank) {
+        const std::string_view token = bytes(rank);
+        const auto [left, right] = parts[rank];
+        if (rank + kAhead < size()) pairs_.prefetch_pair(parts[rank + kAhead].first, parts[rank + kAhead].second);
+        if (token.size() == 1) {
+            if (left != kNoToken || right != kNoToken) return false;
+            continue;
+        }
+        if (!comes_before(left, rank) || !comes_before(right, rank)) return false;
+        const std::string_view start = bytes(left), end = bytes(right);
+        if (start.size() + end.size() != token.size() || token.substr(0, start.size()) != start ||
+            token.substr(start.size()) != end || !compatible(left, right))
+            return false;
+        set_parts(rank, left, right);
+    }
+    return true;
+}
+
+void Vocabulary::clear_parts() {
+    byte_pairs_.assign(65536, kNoToken);
+    parts_.assign(size(), {kNoToken, kNoToken});
+    pairs_ = PairTable(size());
+}
+
+void Vocabulary::set_parts(std::uint32_t rank, std::uint32_t left, std::uint32_t right) {
+    parts_[rank] = {left, right};
+    pairs_.insert(left, right, rank);
+    const std::string_view token = bytes(rank);
+    if (token.size() == 2)
+        byte_pairs_[std::size_t{static_cast<std::uint8_t>(token[0])} << 8 | static_cast<std::uint8_t>(token[1])] = rank;
 }
 
 // A token is only ever made by one merge: the last one of its own bytes, since until then no merge crosses its ends,
@@ -172,14 +212,9 @@ void Vocabulary::find_parts(std::uint32_t rank) {
     }
     const std::size_t count =
         byte_pair_merge(*this, reinterpret_cast<const std::uint8_t*>(token.data()), token.size(), out);
-    const auto made = count == 2 ? std::make_pair(out[0], out[1]) : last_merge(token);
-    parts_[rank] = made;
-    const auto lower = [&](std::uint32_t part) { return part < rank || (part != kNoToken && bytes(part).size() == 1); };
-    regular_ = regular_ && lower(made.first) && lower(made.second);
-    if (made.first == kNoToken) return;
-    pairs_.insert(made.first, made.second, rank);
-    if (token.size() == 2)
-        byte_pairs_[std::size_t{static_cast<std::uint8_t>(token[0])} << 8 | static_cast<std::uint8_t>(token[1])] = rank;
+    const auto [left, right] = count == 2 ? std::make_pair(out[0], out[1]) : last_merge(token);
+    regular_ = regular_ && comes_before(left, rank) && comes_before(right, rank);
+    if (left != kNoToken) set_parts(rank, left, right);
 }
 
 // The first merge across the boundary, if there is one, joins a token that ends the left side at some time with one

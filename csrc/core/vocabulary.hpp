@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "prefetch.hpp"
+
 namespace gptfast {
 
 constexpr std::uint32_t kNoToken = 0xFFFFFFFF;
@@ -41,6 +43,10 @@ class PairTable {
         }
     }
 
+    void prefetch_pair(std::uint32_t left, std::uint32_t right) const {
+        prefetch(&buckets_[(std::uint64_t{left} << kTokenBits | right) * kHash >> shift_]);
+    }
+
     std::size_t bytes() const { return buckets_.size() * sizeof(Bucket); }
 
   private:
@@ -66,10 +72,14 @@ struct Special {
 
 class Vocabulary {
   public:
+    using Parts = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
+
     // `tokens` in order of merge rank (all different, all 256 single bytes among them) and their `ids` (all different).
     // Throws std::invalid_argument in one line where that does not hold.
+    // `parts` may hold parts(rank) of every token, as an earlier Vocabulary found them: most of the time that making
+    // one takes. They are checked, and found anew where one is wrong or the vocabulary is not regular().
     Vocabulary(const std::vector<std::string_view>& tokens, const std::vector<std::uint32_t>& ids,
-               std::vector<Special> specials);
+               std::vector<Special> specials, const Parts& parts = {});
 
     std::size_t size() const { return ids_.size(); }
     std::string_view bytes(std::uint32_t rank) const {
@@ -114,14 +124,20 @@ class Vocabulary {
         std::uint32_t offset = 0, length = 0;
     };
 
+    bool take_parts(const Parts& parts);
+    void clear_parts();
     void find_parts(std::uint32_t rank);
+    void set_parts(std::uint32_t rank, std::uint32_t left, std::uint32_t right);
+    bool comes_before(std::uint32_t part, std::uint32_t rank) const {
+        return part < rank || (part < size() && bytes(part).size() == 1);
+    }
     std::pair<std::uint32_t, std::uint32_t> last_merge(std::string_view token) const;
     std::string_view decode_sparse(std::uint32_t id) const;
 
     std::string blob_;  // tokens, joined
     std::vector<std::uint32_t> offsets_, ids_;
     std::vector<std::uint32_t> index_;  // open addressing over tokens: rank + 1, 0 is empty
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> parts_;
+    Parts parts_;
     PairTable pairs_;
     std::vector<std::uint32_t> byte_pairs_;  // [65536]
     std::uint32_t byte_ranks_[256];

@@ -142,10 +142,11 @@ void WordTable::reset_long() {
 
 void WordTable::insert_long(std::uint64_t hash, const std::uint8_t* piece, std::size_t size,
                             const std::uint32_t* tokens, std::size_t count) {
-    std::size_t i = hash % kLongSlots;
-    while (long_entries_[i].size) i = (i + 1) % kLongSlots;
-    long_entries_[i] = {hash, static_cast<std::uint32_t>(arena_used_), static_cast<std::uint16_t>(size),
-                        static_cast<std::uint16_t>(count)};
+    std::size_t probes = 0;
+    while (long_entries_[(hash + probes) % kLongSlots].size)
+        if (++probes > kMaxProbes) return;
+    long_entries_[(hash + probes) % kLongSlots] = {hash, static_cast<std::uint32_t>(arena_used_),
+                                                   static_cast<std::uint16_t>(size), static_cast<std::uint16_t>(count)};
     ++long_used_;
     std::memcpy(arena_.get() + arena_used_, tokens, count * sizeof *tokens);
     std::memcpy(arena_.get() + arena_used_ + count, piece, size);
@@ -154,8 +155,9 @@ void WordTable::insert_long(std::uint64_t hash, const std::uint8_t* piece, std::
 
 void WordTable::encode_long(const std::uint8_t* piece, std::size_t size, std::uint64_t hash, Tokens& out) {
     if (size > kMaxLongBytes) return merge(piece, size, out);
-    for (std::size_t i = hash % kLongSlots; long_entries_[i].size; i = (i + 1) % kLongSlots) {
-        const LongEntry& entry = long_entries_[i];
+    for (std::size_t probes = 0; probes <= kMaxProbes; ++probes) {
+        const LongEntry& entry = long_entries_[(hash + probes) % kLongSlots];
+        if (entry.size == 0) break;
         const std::uint32_t* tokens = arena_.get() + entry.place;
         if (entry.hash != hash || entry.size != size || std::memcmp(tokens + entry.count, piece, size) != 0) continue;
         out.reserve(entry.count + kReserve);

@@ -29,12 +29,29 @@ void check(const Naive& model, const Tokenizer& tokenizer, std::string_view piec
     require(text == piece);
 }
 
+// Parts that are given, one of them wrong, change nothing.
+void check_parts(const std::vector<std::string_view>& tokens, const Ids& ids, const Vocabulary& found,
+                 std::string_view text) {
+    if (text.size() < 4) return;
+    const auto byte = [&](std::size_t i) {
+        return std::uint32_t{static_cast<std::uint8_t>(text[text.size() - 1 - i])};
+    };
+    Vocabulary::Parts parts;
+    for (std::uint32_t rank = 0; rank < tokens.size(); ++rank) parts.push_back(found.parts(rank));
+    const std::size_t last = tokens.size() - 1;
+    parts[last - byte(0) % tokens.size()] = {byte(1) + (byte(2) & 1) * 256, last - byte(3) % tokens.size()};
+    const Vocabulary given(tokens, ids, {}, parts);
+    require(given.regular() == found.regular());
+    for (std::uint32_t rank = 0; rank < tokens.size(); ++rank) require(given.parts(rank) == found.parts(rank));
+}
+
 void use(const std::vector<std::string_view>& tokens, const Ids& ids, std::string_view text) {
     try {
         const Tokenizer tokenizer(Vocabulary(tokens, ids, {{"<|end|>", 100}}), Pattern::kNone);
         Naive model;
         for (const std::string_view token : tokens) model.add(std::string(token));
         model.ids = ids;
+        check_parts(tokens, ids, tokenizer.vocabulary(), text);
         for (const std::size_t most : {7u, 40u, 300u}) {
             check(model, tokenizer, text.substr(0, most));
             for (std::size_t at = 0; at < text.size(); at += most) check(model, tokenizer, text.substr(at, most));

@@ -74,8 +74,8 @@ struct Naive {
         return made;
     }
 
-    Vocabulary vocabulary(std::vector<Special> specials = {}) const {
-        return Vocabulary({tokens.begin(), tokens.end()}, ids, std::move(specials));
+    Vocabulary vocabulary(std::vector<Special> specials = {}, const Vocabulary::Parts& parts = {}) const {
+        return Vocabulary({tokens.begin(), tokens.end()}, ids, std::move(specials), parts);
     }
 };
 

@@ -112,6 +112,38 @@ void parts_of(const Naive& model) {
     for (const char* absent : {"", "absent", "ab\xFF"}) CHECK(vocabulary.find(absent) == model.find(absent));
 }
 
+// Parts that are given: whether right or wrong, the vocabulary is the same as without them.
+void parts_are_checked(const Naive& model, Random& random) {
+    const Vocabulary alone = model.vocabulary();
+    Vocabulary::Parts found;
+    for (std::uint32_t rank = 0; rank < alone.size(); ++rank) found.push_back(alone.parts(rank));
+    const auto check = [&](const Vocabulary::Parts& given) {
+        const Vocabulary vocabulary = model.vocabulary({}, given);
+        CHECK(vocabulary.regular() == alone.regular());
+        for (std::uint32_t rank = 0; rank < alone.size(); ++rank) {
+            const auto [left, right] = found[rank];
+            CHECK(vocabulary.parts(rank) == found[rank]);
+            if (left != kNoToken) CHECK(vocabulary.merge(left, right) == rank);
+        }
+        for (int pair = 0; pair < 65536; pair += 3) {
+            const auto left = static_cast<std::uint8_t>(pair >> 8), right = static_cast<std::uint8_t>(pair);
+            CHECK(vocabulary.merge_bytes(left, right) == alone.merge_bytes(left, right));
+        }
+    };
+    check(found);
+    check(Vocabulary::Parts(found.begin(), found.end() - 1));
+    for (int wrong = 0; wrong < 10; ++wrong) {
+        Vocabulary::Parts given = found;
+        const std::size_t rank = random() % given.size();
+        const std::string& token = model.tokens[rank];
+        const std::size_t at = 1 + random() % token.size();  // two other tokens that join to it, where there are such
+        given[rank] = {model.find(token.substr(0, at)), model.find(token.substr(at))};
+        if (random() % 4 == 0) given[rank] = found[random() % found.size()];
+        if (random() % 8 == 0) given[rank].first = static_cast<std::uint32_t>(random());
+        check(given);
+    }
+}
+
 void parts_are_found() {
     Random random(2);
     int irregular = 0;
@@ -119,6 +151,7 @@ void parts_are_found() {
         const auto& letters = alphabets()[random() % alphabets().size()];
         const Naive model = random_model(random, letters, round % 2 == 0);
         parts_of(model);
+        if (round < 40) parts_are_checked(model, random);
         const bool regular = model.vocabulary().regular();
         CHECK(regular || round % 2 != 0);
         irregular += !regular;
@@ -134,6 +167,50 @@ void parts_are_found() {
     Naive swapped;
     for (const std::string& token : model.tokens) swapped.add(token);
     parts_of(swapped);
+}
+
+// Parts given back are believed where all are right; whatever else is given, the same parts are found.
+void parts_are_given() {
+    Random random(6);
+    std::size_t other_splits = 0;
+    for (int round = 0; round < 60; ++round) {
+        const auto& letters = alphabets()[random() % alphabets().size()];
+        const Naive model = random_model(random, letters, round % 3 != 0);
+        const Vocabulary found = model.vocabulary();
+        Vocabulary::Parts right;
+        for (std::uint32_t rank = 0; rank < found.size(); ++rank) right.push_back(found.parts(rank));
+        const auto check = [&](const Vocabulary::Parts& parts) {
+            const Vocabulary given({model.tokens.begin(), model.tokens.end()}, model.ids, {}, parts);
+            CHECK(given.regular() == found.regular());
+            for (std::uint32_t rank = 0; rank < found.size(); ++rank) {
+                const auto [left, end] = right[rank];
+                CHECK(given.parts(rank) == right[rank]);
+                if (left == kNoToken) continue;
+                CHECK(given.merge(left, end) == rank);
+                if (model.tokens[rank].size() != 2) continue;
+                const auto* two = reinterpret_cast<const std::uint8_t*>(model.tokens[rank].data());
+                CHECK(given.merge_bytes(two[0], two[1]) == rank);
+            }
+        };
+        check(right);
+        check({right.begin(), right.end() - 1});
+        const auto n = static_cast<std::uint32_t>(right.size());
+        for (int i = 0; i < 10; ++i) {
+            Vocabulary::Parts wrong = right;
+            const auto any = [&] { return random() % 8 ? static_cast<std::uint32_t>(random() % (n + 1)) : kNoToken; };
+            wrong[random() % n] = {any(), any()};
+            check(wrong);
+        }
+        for (std::uint32_t rank = 0; rank < n; ++rank)  // parts that join to the right bytes
+            for (std::size_t i = 1; i < model.tokens[rank].size() && other_splits < 300; ++i) {
+                Vocabulary::Parts wrong = right;
+                wrong[rank] = {model.find(model.tokens[rank].substr(0, i)), model.find(model.tokens[rank].substr(i))};
+                if (wrong[rank].first >= rank || wrong[rank].second >= rank || wrong[rank] == right[rank]) continue;
+                ++other_splits;
+                check(wrong);
+            }
+    }
+    CHECK(other_splits > 100);
 }
 
 // compatible() against merging the two tokens' bytes, for every pair of tokens over the alphabet.
@@ -245,6 +322,7 @@ int main() {
     what_is_refused();
     pairs_are_found();
     parts_are_found();
+    parts_are_given();
     neighbours_are_compatible();
     compatible_means_merged();
     tiktoken_files();

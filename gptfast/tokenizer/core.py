@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import extension
@@ -20,12 +21,15 @@ def build(
 
     `pattern` is the core's name of `pat_str`, where the caller knows it.
     """
+    ids = _checked_ids(ids)
     return _build(pat_str, special, pattern, lambda bpe, known: bpe(tokens, ids, special, known))
 
 
-def from_tiktoken(data: Any, special: dict[str, int], pat_str: str, pattern: str | None = None) -> Any:
-    """The same from the content of a .tiktoken file, which is parsed in C++."""
-    return _build(pat_str, special, pattern, lambda bpe, known: bpe.from_tiktoken(data, special, known))
+def from_tiktoken(
+    data: Any, special: dict[str, int], pat_str: str, pattern: str | None = None, parts: bytes = b""
+) -> Any:
+    """The same from the content of a .tiktoken file, which is parsed in C++; `parts` as cache.py keeps them."""
+    return _build(pat_str, special, pattern, lambda bpe, known: bpe.from_tiktoken(data, special, known, parts))
 
 
 def _build(pat_str: str, special: dict[str, int], pattern: str | None, make: Callable[[Any, str], Any]) -> Any:
@@ -42,11 +46,34 @@ def _build(pat_str: str, special: dict[str, int], pattern: str | None, make: Cal
 
         pattern = known_pattern(pat_str)
         splitter = None if pattern else Splitter(pat_str)
+    _checked_ids(special.values())
     try:
         bpe = make(module.BPE, pattern or "")
     except ValueError as error:
         raise GptfastError(str(error)) from None
+    for text, i in special.items():
+        if (token := bpe.token_bytes(i)) != text.encode() and _is_ordinary(bpe, token, i):
+            raise GptfastError(f"the special token {text!r} has the id {i} of the token {token!r}; give it another")
     return SplitBPE(bpe, splitter, special) if splitter else bpe
+
+
+def _checked_ids(ids: Iterable[Any]) -> list[int]:
+    try:
+        checked = list(map(operator.index, ids))
+    except TypeError:
+        wrong = next(i for i in ids if not hasattr(i, "__index__"))
+        raise GptfastError(f"{wrong!r} is no id; ids are whole numbers from 0 to 4294967295") from None
+    if checked and not 0 <= min(checked) <= max(checked) < 1 << 32:
+        wrong = next(i for i in checked if not 0 <= i < 1 << 32)
+        raise GptfastError(f"the id {wrong} is out of range; ids are whole numbers from 0 to 4294967295")
+    return checked
+
+
+def _is_ordinary(bpe: Any, token: bytes, i: int) -> bool:
+    try:
+        return bool(bpe.token_id(token) == i)
+    except KeyError:
+        return False
 
 
 class SplitBPE:

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..errors import GptfastError
-from . import core
+from . import cache, core
 from .encoding import Encoding
 from .models import encoding_name_for_model
 from .published import END_OF_TEXT, PAT_STR, PUBLISHED, Published, Source
@@ -108,7 +108,11 @@ def _published(name: str, published: Published) -> Encoding:
     source, data = _find(name, published)
     pat_str, special = PAT_STR[published.pattern], published.special_tokens
     if source.path.endswith(".tiktoken"):
-        bpe = core.from_tiktoken(data, special, pat_str, published.pattern)
+        kept = cache.read(source.sha256)
+        bpe = core.from_tiktoken(data, special, pat_str, published.pattern, kept)
+        parts = bpe.parts()
+        if parts and parts != kept:
+            cache.write(source.sha256, parts)
     else:
         from pathlib import Path
 
