@@ -67,7 +67,7 @@ def read_json(path: str | Path, *required: str) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise GptfastError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GptfastError(f"{path} is not valid JSON ({error}); restore it or make it again") from error
     missing = [key for key in required if not isinstance(value, dict) or key not in value]
     if missing or not isinstance(value, dict):

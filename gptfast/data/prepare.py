@@ -29,7 +29,7 @@ import tyro
 from ..errors import GptfastError
 from ..tokenizer import ENCODING_NAMES, END_OF_TEXT, Encoding, get_encoding
 from .display import Display
-from .readers import PIECE_CHARS, OnRead, Piece, find_inputs, read_pieces
+from .readers import PIECE_CHARS, NotUtf8, OnRead, Piece, find_inputs, read_pieces
 from .shards import SPLITS, Progress, ShardWriter
 from .split import Part, SplitRule, choose_split
 from .tokens import FORMAT_VERSION, VOCABULARY
@@ -91,7 +91,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         raise GptfastError(f"{min(both)} is both a training and a validation input")
 
     def read(paths: list[Path], on_read: OnRead = lambda n: None) -> Iterator[Piece]:
-        return read_pieces(paths, config.field, config.invalid_utf8 == "replace", on_read)
+        try:
+            yield from read_pieces(
+                paths, config.field, config.invalid_utf8 == "replace", on_read, can_cut=encoding._can_cut
+            )
+        except NotUtf8 as error:
+            raise GptfastError(f"{error}, or pass --invalid-utf8 replace to put U+FFFD there") from None
 
     for paths in filter(None, (files, val_files)):
         if next(read(paths), None) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import glob
 import gzip
 import itertools
@@ -29,6 +30,11 @@ PIECE_CHARS = 1 << 18  # a piece ends at the first safe place from here on ...
 LONGEST_PIECE_CHARS = 1 << 20  # ... or, in text without any, here
 
 OnRead = Callable[[int], None]  # told the number of bytes just read from the file as it lies on disk
+Reader = Callable[[Path, str, bool, OnRead], Iterator["Piece"]]
+
+
+class NotUtf8(GptfastError):
+    """Names the file and the place in it."""
 
 
 class Piece(NamedTuple):
@@ -51,7 +57,8 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
         else:
             matches = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file() and _known(p))
             if not matches and not glob.has_magic(name):
-                raise GptfastError(f"no such file or folder: {name}")
+                reason = " (it is something else)" if path.exists() else ""
+                raise GptfastError(f"no such file or folder: {name}{reason}")
         if not matches:
             raise GptfastError(f"{name} matches no file that ends in {', '.join(FORMATS)} (or those with .gz/.xz/.zst)")
         found.update((match.resolve(), None) for match in matches)
@@ -61,17 +68,28 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
 
 
 def read_pieces(
-    paths: Sequence[Path], field: str = "text", replace_invalid: bool = False, on_read: OnRead = lambda n: None
+    paths: Sequence[Path],
+    field: str = "text",
+    replace_invalid: bool = False,
+    on_read: OnRead = lambda n: None,
+    *,
+    can_cut: bool = True,
+    keep_bom: bool = False,
 ) -> Iterator[Piece]:
     """Every document that is not blank, of every file, in order, in pieces.
 
-    Memory is bounded for .txt of any size; a record of .jsonl or .parquet must fit in memory.
-    Raises GptfastError that names the file and the place in it.
+    Memory is bounded for .txt of any size; a record of .jsonl or .parquet must fit in memory. Not `can_cut`: every
+    piece is a whole document, for a split pattern that may look across the places where text is cut otherwise.
+    `keep_bom`: a byte order mark at the beginning of .txt is text. Raises GptfastError that names the file and the
+    place in it.
     """
     for path in paths:
-        reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[_format(path)]
+        read_txt = functools.partial(_read_txt, keep_bom=keep_bom)
+        readers: dict[str, Reader] = {".txt": read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+        reader = readers[_format(path)]
         try:
-            yield from reader(path, field, replace_invalid, on_read)
+            pieces = reader(path, field, replace_invalid, on_read)
+            yield from pieces if can_cut else _joined(pieces)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise GptfastError(f"cannot read {path}: {error}; the file may be damaged or cut short") from error
 
@@ -131,7 +149,7 @@ def _zstd_blocks(path: Path, on_read: OnRead) -> Iterator[bytes]:
         raise EOFError("the compressed file ended before its end marker")
 
 
-def _decoded(path: Path, replace_invalid: bool, on_read: OnRead) -> Iterator[str]:
+def _decoded(path: Path, replace_invalid: bool, on_read: OnRead, keep_bom: bool) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace" if replace_invalid else "strict")
     offset = 0  # of the block at hand, in the decompressed stream
     begun = False
@@ -140,27 +158,26 @@ def _decoded(path: Path, replace_invalid: bool, on_read: OnRead) -> Iterator[str
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise GptfastError(_not_utf8(path, error, f"at byte {offset - held + error.start:,}")) from None
+            raise _not_utf8(path, error, f"at byte {offset - held + error.start:,}") from None
         offset += len(block)
         if text and not begun:
-            begun, text = True, text.removeprefix(BOM)
+            begun, text = True, text if keep_bom else text.removeprefix(BOM)
         yield text
 
 
-def _not_utf8(path: Path, error: UnicodeError, where: str) -> str:
-    reason = getattr(error, "reason", error)
-    return f"{path} is not UTF-8 {where}: {reason}; convert it, or pass --invalid-utf8 replace to put U+FFFD there"
+def _not_utf8(path: Path, error: UnicodeError, where: str) -> NotUtf8:
+    return NotUtf8(f"{path} is not UTF-8 {where}: {getattr(error, 'reason', error)}; convert it to UTF-8")
 
 
 def _decode_record(path: Path, record: bytes, replace_invalid: bool, where: str) -> str:
     try:
         return record.decode("utf-8", "replace" if replace_invalid else "strict")
     except UnicodeDecodeError as error:
-        raise GptfastError(_not_utf8(path, error, f"{where}, byte {error.start:,} of it")) from None
+        raise _not_utf8(path, error, f"{where}, byte {error.start:,} of it") from None
 
 
-def _read_txt(path: Path, field: str, replace_invalid: bool, on_read: OnRead) -> Iterator[Piece]:
-    yield from _cut(_split_documents(_decoded(path, replace_invalid, on_read)))
+def _read_txt(path: Path, field: str, replace_invalid: bool, on_read: OnRead, keep_bom: bool) -> Iterator[Piece]:
+    yield from _cut(_split_documents(_decoded(path, replace_invalid, on_read, keep_bom)))
 
 
 def _read_jsonl(path: Path, field: str, replace_invalid: bool, on_read: OnRead) -> Iterator[Piece]:
@@ -171,7 +188,7 @@ def _read_jsonl(path: Path, field: str, replace_invalid: bool, on_read: OnRead) 
         except UnicodeDecodeError as error:
             number = before + block.count(b"\n", 0, error.start) + 1
             at = error.start - block.rfind(b"\n", 0, error.start) - 1
-            raise GptfastError(_not_utf8(path, error, f"in line {number:,}, byte {at:,} of it")) from None
+            raise _not_utf8(path, error, f"in line {number:,}, byte {at:,} of it") from None
         lines = (text if before else text.removeprefix(BOM)).split("\n")
         numbers = [number for number, line in enumerate(lines, before + 1) if line and not line.isspace()]
         records = _parse(path, [lines[number - before - 1] for number in numbers], numbers)
@@ -215,7 +232,7 @@ def _without_surrogates(path: Path, value: str, replace_invalid: bool, number: i
         value.encode()
     except UnicodeEncodeError as error:
         if not replace_invalid:
-            raise GptfastError(_not_utf8(path, error, f"in line {number:,}")) from None
+            raise _not_utf8(path, error, f"in line {number:,}") from None
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
 
@@ -298,3 +315,13 @@ def _cut(fragments: Iterable[tuple[str, bool]]) -> Iterator[Piece]:
             if begun or text.strip():  # a blank document is only what lies around separators
                 yield Piece(text[at:], True)
             text, at, begun = "", 0, False
+
+
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same documents, each in one piece."""
+    texts: list[str] = []
+    for text, ends in pieces:
+        texts.append(text)
+        if ends:
+            yield Piece("".join(texts), True)
+            texts.clear()

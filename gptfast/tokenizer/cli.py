@@ -79,9 +79,15 @@ def train(argv: list[str]) -> None:
     options = tyro.cli(Train, args=argv, prog="gptfast tokenizer train")
     from ..data.readers import find_inputs
     from .display import TrainDisplay
+    from .formats import check_pattern
+    from .train import split_pattern
 
     if options.out.suffix not in (".json", ".tiktoken"):
         raise GptfastError(f"--out {options.out} must end in .json or .tiktoken")
+    if not options.out.parent.is_dir() or options.out.is_dir():
+        missing = f"there is no folder {options.out.parent}" if not options.out.is_dir() else "it is a folder"
+        raise GptfastError(f"--out {options.out} cannot be written: {missing}")
+    check_pattern(options.out, split_pattern(options.pattern))
     files = find_inputs(options.inputs)
     began = time.perf_counter()
     with TrainDisplay() as display:
@@ -116,13 +122,18 @@ def encode(argv: list[str]) -> None:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    at = 0
     try:
-        with open(0 if path == STANDARD else path, encoding="utf-8", newline="", closefd=path != STANDARD) as file:
-            yield from file
+        with open(0 if path == STANDARD else path, "rb", closefd=path != STANDARD) as file:
+            for line in file:
+                yield line.decode("utf-8")
+                at += len(line)
     except OSError as error:
         raise GptfastError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise GptfastError(f"{path} is not UTF-8 ({error.reason}); convert it to UTF-8") from None
+        raise GptfastError(
+            f"{path} is not UTF-8 at byte {at + error.start:,} ({error.reason}); convert it to UTF-8"
+        ) from None
 
 
 def decode(argv: list[str]) -> None:
@@ -151,8 +162,10 @@ def _ids_from_npy(path: Path) -> Iterator[Any]:
 
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise GptfastError(f"cannot read {path}: {error}") from None
+    if not isinstance(ids, np.ndarray):
+        raise GptfastError(f"{path} is an archive of arrays (.npz), not one array of ids")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise GptfastError(f"{path} holds {ids.dtype} {ids.shape}, not one row of ids")
     for start in range(0, len(ids), 1 << 20):
@@ -175,12 +188,13 @@ def count(argv: list[str]) -> None:
     from ..data.readers import find_inputs, read_pieces
 
     encodings = {name: get_encoding(name) for name in options.encoding}
+    can_cut = all(encoding._can_cut for encoding in encodings.values())
     table = Table(
         "", "bytes", *encodings, *(["bytes / token"] if len(encodings) == 1 else []), box=None, pad_edge=False
     )
     for path in find_inputs(options.inputs):
         size, tokens = 0, dict.fromkeys(encodings, 0)
-        for piece in read_pieces([path]):
+        for piece in read_pieces([path], can_cut=can_cut, keep_bom=True):
             size += len(piece.text.encode())
             for name, encoding in encodings.items():
                 tokens[name] += encoding.count(piece.text)

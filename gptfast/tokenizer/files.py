@@ -31,8 +31,9 @@ def encode_file(
     """See `Encoding.encode_file`. `can_cut`: the pattern leaves places where text can be cut."""
     try:
         with open(path, "rb") as file:
+            # What has no size (a pipe, a file of /proc) may have content all the same.
             size = os.fstat(file.fileno()).st_size
-            data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else file.read()
     except (OSError, ValueError) as error:
         raise GptfastError(f"cannot read {os.fspath(path)}: {getattr(error, 'strerror', None) or error}") from None
     blocks = _encoded_blocks(bpe, memoryview(data), os.fspath(path), frozenset(special), threads, can_cut)

@@ -87,6 +87,14 @@ def save(encoding: Encoding, path: str | os.PathLike[str]) -> None:
         raise GptfastError(f"cannot save a vocabulary as {path}: its name must end in .tiktoken or .json")
 
 
+def check_pattern(path: Path, pat_str: str) -> None:
+    """Raises GptfastError where an encoding that splits by `pat_str` could not be saved as `path`."""
+    if path.suffix == ".json":
+        from . import huggingface
+
+        huggingface.pre_tokenizer(pat_str, path)
+
+
 # .tiktoken
 
 
@@ -125,7 +133,11 @@ def load_tiktoken(
 def _settings(path: Path, data: bytes) -> tuple[str, dict[str, int]]:
     if settings_path(path).is_file():
         settings = read_json(settings_path(path), "pat_str", "special_tokens")
-        return settings["pat_str"], settings["special_tokens"]
+        pat_str, special = settings["pat_str"], settings["special_tokens"]
+        if not isinstance(pat_str, str) or not isinstance(special, dict):
+            raise GptfastError(f"{settings_path(path)} is damaged: pat_str is no text, or special_tokens no object")
+        split_ids(special, (), settings_path(path))
+        return pat_str, special
     digest = hashlib.sha256(data).hexdigest()
     for published in PUBLISHED.values():
         if published.sources[0].sha256 == digest:
@@ -183,7 +195,7 @@ def _read_pair(encoder: Path, merges: Path) -> Vocabulary:
 def split_ids(vocab: dict[str, Any], tokens: Sequence[str], path: Path) -> tuple[list[int], dict[str, int]]:
     """The ids of `tokens` (spelt) in `vocab`, and what is left of it. Raises GptfastError."""
     for text, i in vocab.items():
-        if not isinstance(i, int) or not 0 <= i < 1 << 32:
+        if type(i) is not int or not 0 <= i < 1 << 32:
             raise GptfastError(f"{path} gives the token {text!r} the id {json.dumps(i)}, which is none; copy it again")
     rest = dict(vocab)
     try:

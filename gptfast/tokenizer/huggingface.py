@@ -20,9 +20,17 @@ from .formats import Vocabulary, split_ids, unspelt
 from .published import PAT_STR
 
 WHOLE = r"[\s\S]+"  # no splitting
-# What Oniguruma, the engine of `tokenizers`, reads in another way than tiktoken's: `{1,3}+` repeats, `$` is the end of
-# a line, and these classes have other characters in them.
-_DIFFERENT = re.compile(r"\{\d+(,\d*)?\}\+|\$|\\[wWbBhH]")
+# What Oniguruma, the engine of `tokenizers`, reads in another way than tiktoken's: `{1,3}+` repeats, `^` and `$` are at
+# every line, (?m) and (?s) are other flags, a flag inside takes in the alternatives behind it, and these classes and
+# escapes mean other characters and places.
+_DIFFERENT = re.compile(
+    r"\{\d+(,\d*)?\}\+|\{,\d*\}|\^|\$|\\[wWbBhHZKGRXNOyY]|\(\?[a-z]*-?[a-z]*[ms]|(?<=.)\(\?[a-z-]+\)|\[\[:"
+    r"|\[:\^?[a-z]+:\]",
+    re.DOTALL,
+)
+_ALIKE = re.compile(r"\\[^wWbBhHZKGRXNOyY]|\[\^(?!\[:)")  # other escapes, and the `^` that negates a class
+# Texts in which a pattern that may match nothing is likely to do so.
+_SAMPLES = ("", "a B1.\n", "'ll  \r\n\t東é !x")
 # The patterns in the syntax of Oniguruma.
 _ONIGURUMA = {
     "cl100k": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z"
@@ -38,31 +46,36 @@ def load(path: Path) -> Encoding:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
         kind = model.get("type") if isinstance(model, dict) else None
         raise GptfastError(f"{path} is no byte-level BPE: its model is {kind!r}")
+    vocab = _typed(model["vocab"], dict, "model.vocab", path)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
             raise GptfastError(f"{path} is no plain byte-level BPE: its model has {key} = {model[key]!r}")
     if file.get("normalizer") is not None:
-        kind = file["normalizer"].get("type")
+        kind = _typed(file["normalizer"], dict, "normalizer", path).get("type")
         raise GptfastError(
             f"{path} changes text before encoding (normalizer {kind}); set it to null to leave text as it is"
         )
     pat_str = _read_pre_tokenizer(file.get("pre_tokenizer"), path)
-    special = _read_added_tokens(file.get("added_tokens") or [], path)
+    special = _read_added_tokens(file.get("added_tokens"), vocab, path)
     merges = _read_merges(model["merges"], path)
 
-    tokens, listed = list(ALPHABET), set(merges)
-    tokens += dict.fromkeys(left + right for left, right in merges)
-    rest = model["vocab"].keys() - set(tokens) - special.keys()
+    first: dict[str, tuple[str, str]] = {}  # the merge that is listed first of those that make a token: it has the rank
+    for pair in merges:
+        if first.setdefault("".join(pair), pair) is not pair and first["".join(pair)] == pair:
+            raise GptfastError(f"{path} is damaged: it lists the merge {' '.join(pair)!r} twice; copy it again")
+    tokens = [*ALPHABET, *first]
+    rest = vocab.keys() - set(tokens) - special.keys()
     whole = bool(model.get("ignore_merges"))
     if rest and not whole:
         raise GptfastError(f"{path} has the token {min(rest)!r}, which no merge makes; it is damaged, copy it again")
-    tokens += sorted(rest, key=model["vocab"].__getitem__)
-    ids, _ = split_ids(model["vocab"], tokens, path)
+    split_ids(vocab, (), path)  # all ids are numbers, which can be sorted
+    tokens += sorted(rest, key=vocab.__getitem__)
+    ids, _ = split_ids(vocab, tokens, path)
     data_of = unspelt(tokens, path)
     encoding = Vocabulary(data_of, ids, special, pat_str).encoding(path)
     spelling = dict(zip(data_of, tokens, strict=True))
     made = [(spelling[left], spelling[right]) for left, right in encoding._bpe.merge_pairs()]
-    odd = {"".join(pair) for pair in made if pair not in listed}
+    odd = {"".join(pair) for pair in made if pair != first.get("".join(pair))}
     if not whole:
         odd |= set(tokens[len(ALPHABET) :]) - {"".join(pair) for pair in made}
     if odd:
@@ -73,27 +86,70 @@ def load(path: Path) -> Encoding:
     return encoding
 
 
-def _read_merges(merges: list[Any], path: Path) -> list[tuple[str, str]]:
-    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+def _typed(value: Any, kind: type, name: str, path: Path) -> Any:
+    if not isinstance(value, kind):
+        raise GptfastError(f"{path} is damaged: {name} is {type(value).__name__}, not {kind.__name__}; copy it again")
+    return value
+
+
+def _read_merges(merges: Any, path: Path) -> list[tuple[str, str]]:
+    merges = _typed(merges, list, "model.merges", path)
+    pairs: list[Any] = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) if isinstance(merge, list) else ()
+        for merge in merges
+    ]
     for number, pair in enumerate(pairs, 1):
-        if len(pair) != 2:
+        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise GptfastError(f"{path} is damaged: merge {number} is {json.dumps(merges[number - 1])}, not two tokens")
     return pairs
 
 
-def _read_added_tokens(added: list[dict[str, Any]], path: Path) -> dict[str, int]:
+def _read_added_tokens(added: Any, vocab: dict[str, Any], path: Path) -> dict[str, int]:
+    added = _typed(added or [], list, "added_tokens", path)
     for token in added:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or "id" not in token:
+            raise GptfastError(f"{path} is damaged: the added token {json.dumps(token)[:80]} has no content or id")
+        text, i = token["content"], token["id"]
+        split_ids({text: i}, (), path)
+        if vocab.get(text, i) != i:
+            raise GptfastError(
+                f"{path} is damaged: the added token {text!r} has the id {i}, but {json.dumps(vocab[text])} in "
+                "model.vocab; copy it again"
+            )
         for key in ("lstrip", "rstrip", "single_word"):
             if token.get(key):
                 raise GptfastError(
                     f"{path} sets {key} for {token['content']!r}, which has no counterpart here; set it false"
                 )
+    # `tokenizers` looks for all tokens that are not normalized before the others; here the leftmost comes first.
+    groups = [{token["content"] for token in added if bool(token.get("normalized")) is way} for way in (False, True)]
+    odd = _runs_into(*groups) or _runs_into(*groups[::-1])
+    if odd:
+        raise GptfastError(
+            f"{path} has the added token {odd!r}, whose text overlaps that of another which is normalized otherwise; "
+            "set normalized to false for both"
+        )
     return {token["content"]: token["id"] for token in added}
+
+
+def _runs_into(ones: set[str], others: set[str]) -> str | None:
+    """One of `others` that holds one of `ones`, or ends as one of them begins."""
+    begins = {one[:end] for one in ones for end in range(1, len(one) + 1)}
+    for other in others:
+        for start in range(len(other)):
+            end = start + 1
+            while end <= len(other) and other[start:end] in begins:
+                if end == len(other) or other[start:end] in ones:
+                    return other
+                end += 1
+    return None
 
 
 def _read_pre_tokenizer(value: Any, path: Path) -> str:
     """The split pattern of a pre-tokenizer that ends in ByteLevel and splits at most once."""
     steps = value.get("pretokenizers", [value]) if isinstance(value, dict) else []
+    for step in _typed(steps, list, "pre_tokenizer.pretokenizers", path):
+        _typed(step, dict, "a step of pre_tokenizer", path)
     kinds = [step.get("type") for step in steps]
     if not kinds or kinds[-1] != "ByteLevel" or kinds[:-1] not in ([], ["Split"]):
         found = " + ".join(map(str, kinds)) or None
@@ -114,7 +170,9 @@ def _read_pre_tokenizer(value: Any, path: Path) -> str:
         raise GptfastError(
             f"{path} splits text twice, or drops some of it (Split {split.get('behavior')}); that is not supported"
         )
-    pattern = split["pattern"].get("Regex") or re.escape(split["pattern"]["String"])
+    given = _typed(split.get("pattern"), dict, "the pattern of Split", path)
+    pattern = given.get("Regex") or re.escape(_typed(given.get("String"), str, "the pattern of Split", path))
+    _typed(pattern, str, "the pattern of Split", path)
     return _from_oniguruma(pattern, keeps_gaps=way[0] == "Isolated", path=path)
 
 
@@ -127,12 +185,36 @@ def _from_oniguruma(pattern: str, keeps_gaps: bool, path: Path) -> str:
             return PAT_STR[name]
     if known := known_pattern(pattern):
         return PAT_STR[known]
-    if found := _DIFFERENT.search(pattern):
-        raise GptfastError(f"{path} splits text by {pattern!r}, of which {found[0]} means another thing here")
+    if found := _different(pattern):
+        raise GptfastError(f"{path} splits text by {pattern!r}, of which {found} means another thing here")
+    try:
+        matches_nothing = _may_match_nothing(pattern)
+    except GptfastError as error:
+        raise GptfastError(f"{path} is no usable vocabulary: {error}") from None
+    if matches_nothing:
+        raise GptfastError(f"{path} splits text by {pattern!r}, which may match nothing; that is not supported")
     if can_cut(pattern) or not keeps_gaps:
         return pattern
     # What the pattern does not match is a piece too, up to the next match.
-    return rf"(?:{pattern})|(?s:.)+?(?=(?:{pattern})|\z)"
+    return rf"(?:{pattern})|[\s\S]+?(?=(?:{pattern})|\z)"
+
+
+def _different(pattern: str) -> str | None:
+    """The first part of `pattern` that the two engines read in different ways."""
+    at = 0
+    while at < len(pattern):
+        if found := _DIFFERENT.match(pattern, at):
+            return found[0]
+        alike = _ALIKE.match(pattern, at)
+        at = alike.end() if alike else at + 1
+    return None
+
+
+def _may_match_nothing(pattern: str) -> bool:
+    from .patterns import Splitter
+
+    compiled = Splitter(pattern).compiled
+    return any(match.start() == match.end() for text in _SAMPLES for match in compiled.finditer(text))
 
 
 def save(encoding: Encoding, path: Path) -> None:
@@ -149,7 +231,7 @@ def save(encoding: Encoding, path: Path) -> None:
             for text, i in sorted(special.items(), key=lambda item: item[1])
         ],
         "normalizer": None,
-        "pre_tokenizer": _pre_tokenizer(encoding._pat_str, path),
+        "pre_tokenizer": pre_tokenizer(encoding._pat_str, path),
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
         "model": {
@@ -170,7 +252,8 @@ def save(encoding: Encoding, path: Path) -> None:
         out.write("\n")
 
 
-def _pre_tokenizer(pat_str: str, path: Path) -> dict[str, Any]:
+def pre_tokenizer(pat_str: str, path: Path) -> dict[str, Any]:
+    """What splits text by `pat_str` in a tokenizer.json. Raises GptfastError where `tokenizers` reads it otherwise."""
     from .patterns import known_pattern
 
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -180,9 +263,11 @@ def _pre_tokenizer(pat_str: str, path: Path) -> dict[str, Any]:
     if pat_str in (WHOLE, "bytes"):
         return byte_level
     pattern = _ONIGURUMA.get(known or "", pat_str)
-    if found := _DIFFERENT.search(pattern):
+    if found := _different(pattern):
         raise GptfastError(
-            f"cannot save {path}: {found[0]} of the pattern {pat_str!r} means another thing to `tokenizers`"
+            f"cannot save {path}: {found} of the pattern {pat_str!r} means another thing to `tokenizers`"
         )
+    if known is None and _may_match_nothing(pattern):
+        raise GptfastError(f"cannot save {path}: the pattern {pat_str!r} may match nothing, which `tokenizers` counts")
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True}
     return {"type": "Sequence", "pretokenizers": [split, byte_level]}

@@ -106,6 +106,10 @@ class Splitter:
                 yield start, end
             at = end + (start == end)
 
+    @property
+    def compiled(self) -> regex.Pattern[str]:
+        return self._regex
+
     @functools.cached_property
     def _stand_ins(self) -> np.ndarray:
         return _stand_ins(self._translation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 
 from ..errors import GptfastError
@@ -17,14 +18,23 @@ def available_cores() -> int:
 
 
 def thread_count(num_threads: int | None = None) -> int:
-    """The number of threads to use. Raises GptfastError for fewer than one, or a variable that is no number."""
+    """The number of threads to use: no more than there are cores, or eight where there are fewer.
+
+    Raises GptfastError for fewer than one, and for what is no whole number.
+    """
+    most = max(8, available_cores())  # more would only cost memory
     if num_threads is not None:
-        if num_threads < 1:
+        try:
+            wanted = operator.index(num_threads)
+        except TypeError:
+            raise GptfastError(f"num_threads is {num_threads!r}; it must be a whole number, at least 1") from None
+        if wanted < 1:
             raise GptfastError(f"num_threads is {num_threads}; it must be at least 1")
-        return num_threads
+        return min(wanted, most)
     value = os.environ.get(VARIABLE)
     if not value:
         return available_cores()
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise GptfastError(f"{VARIABLE} is {value!r}; set it to a number of threads, at least 1, or unset it")
-    return int(value)
+    digits = value.lstrip("0")
+    if not value.isascii() or not value.isdigit() or not digits:
+        raise GptfastError(f"{VARIABLE} is {value[:40]!r}; set it to a number of threads, at least 1, or unset it")
+    return min(int(digits[:9]), most)

@@ -20,6 +20,7 @@ from .special import special_regex
 from .threads import thread_count
 
 BATCH_CHARS = 1 << 24  # documents counted in one call
+LARGEST_VOCAB = (1 << 21) - 1  # what the core can encode with
 WORDS_BYTES = 1 << 30  # memory for distinct words; learning merges from them takes two to three times as much again
 
 Progress = Callable[[str, int, int | None], object]
@@ -59,10 +60,12 @@ def train(
         raise GptfastError(
             f"vocab_size is {vocab_size}; it must be at least {256 + len(special)}: 256 bytes and the special tokens"
         )
+    if vocab_size > LARGEST_VOCAB:
+        raise GptfastError(f"vocab_size is {vocab_size}; it must be at most {LARGEST_VOCAB}")
     if isinstance(texts_or_files, str):
         raise GptfastError("got one str to train on; pass [text] for a document, or Path(name) for a file")
     sources = [texts_or_files] if isinstance(texts_or_files, Path) else texts_or_files
-    reader = _Reader(_pat_str(pattern), special, thread_count(threads), progress, words_bytes)
+    reader = _Reader(split_pattern(pattern), special, thread_count(threads), progress, words_bytes)
     reader.read(sources)
     counter = reader.counter
     if counter.total == 0:
@@ -84,7 +87,7 @@ def train(
             stacklevel=2,
         )
     ids = {token: len(tokens) + i for i, token in enumerate(special)}
-    pat_str = _pat_str(pattern)
+    pat_str = split_pattern(pattern)
     bpe = core.build(tokens, range(len(tokens)), ids, pat_str, known_pattern(pat_str))
     return Encoding._from_core(name, pat_str, bpe, ids, len(tokens) + len(special) - 1)
 
@@ -103,7 +106,8 @@ def _checked_special(special_tokens: Sequence[str]) -> list[str]:
     return special
 
 
-def _pat_str(pattern: str) -> str:
+def split_pattern(pattern: str) -> str:
+    """The `pat_str` that `pattern` names or is. Raises GptfastError."""
     if re.fullmatch(r"\w*", pattern) and pattern not in PAT_STR:
         raise GptfastError(f"unknown pattern {pattern!r}; known: {', '.join(PAT_STR)}, or give a regular expression")
     return PAT_STR.get(pattern, pattern)
@@ -169,26 +173,21 @@ class _Reader:
             return
         from ..data.readers import find_inputs, read_pieces
 
-        document: list[str] = []
-        for text, ends in read_pieces(find_inputs([str(path)]), on_read=self.report):
-            # The pieces of a document are cut where the known patterns allow it; for others they are joined again.
-            document.append(text)
-            if ends or self.splitter is None:
-                self.add("".join(document))
-                document.clear()
+        # Documents are cut where the known patterns allow it.
+        for text, _ in read_pieces(find_inputs([str(path)]), on_read=self.report, can_cut=self.splitter is None):
+            self.add(text)
         self.flush()
 
     def add_mapped(self, path: Path) -> None:
         try:
             with open(path, "rb") as file:
+                # What has no size (a pipe, a file of /proc) may have content all the same.
                 size = os.fstat(file.fileno()).st_size
-                if size == 0:
-                    return
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else file.read()
         except OSError as error:
             raise GptfastError(f"cannot read {path}: {error.strerror}") from error
-        with mapped, memoryview(mapped) as data:
-            mark = len(codecs.BOM_UTF8) if mapped[:3] == codecs.BOM_UTF8 else 0
+        with memoryview(mapped) as data:
+            mark = len(codecs.BOM_UTF8) if bytes(data[:3]) == codecs.BOM_UTF8 else 0
             before = self.done
 
             def report(done: int) -> None:

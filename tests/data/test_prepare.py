@@ -238,3 +238,24 @@ def test_the_command_prints_what_it_made(tmp_path: Path, capsys) -> None:
         capsys.readouterr().err
         == f"error: {tmp_path / 'out'} is not empty; name a new folder, or remove this one first\n"
     )
+
+
+def test_a_pattern_without_places_to_cut_gets_whole_documents(tmp_path: Path, capsys) -> None:
+    text = "a b c. " * 60_000
+    pattern = r"[\s\S]{1,7}"
+    trained = Encoding.train(["a b c a b c a b. a b c" * 50], 290, pattern=pattern)
+    trained.save(tmp_path / "m.tiktoken")
+    (tmp_path / "a.txt").write_text(text)
+    ranks = tiktoken.load.load_tiktoken_bpe(str(tmp_path / "m.tiktoken"))
+    theirs = tiktoken.Encoding("m", pat_str=pattern, mergeable_ranks=ranks, special_tokens=trained._special_tokens)
+    expected = theirs.encode_ordinary(text)
+    run(tmp_path / "out", tmp_path / "a.txt", encoding=str(tmp_path / "m.tiktoken"), val_fraction=0)
+    assert tokens_of(tmp_path / "out") == [*expected, trained.eot_token]
+    assert cli.main(["tokenizer", "count", str(tmp_path / "a.txt"), "--encoding", str(tmp_path / "m.tiktoken")]) == 0
+    assert f" {len(expected):,} " in capsys.readouterr().out
+
+
+def test_text_that_is_not_utf8_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(GptfastError, match="a.txt is not UTF-8 at byte 0: .*, or pass --invalid-utf8 replace"):
+        run(tmp_path / "out", tmp_path / "a.txt", encoding="bytes")

@@ -185,7 +185,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, prefix: int) -> None:
     path = tmp_path / "data.txt.gz"
     bad = b"x" * prefix + b"\xe6\x9d"  # a character without its last byte ...
     path.write_bytes(gzip.compress(bad + b"!"))
-    with pytest.raises(GptfastError, match=rf"data\.txt\.gz is not UTF-8 at byte {prefix:,}: .*--invalid-utf8 replace"):
+    with pytest.raises(GptfastError, match=rf"data\.txt\.gz is not UTF-8 at byte {prefix:,}: .*convert it to UTF-8$"):
         documents(path)
     assert documents(path, replace_invalid=True) == ["x" * prefix + "\ufffd!"]
     path.write_bytes(gzip.compress(bad))  # ... also at the very end
@@ -233,3 +233,18 @@ def test_text_without_a_safe_place_is_cut_anyway(tmp_path: Path, monkeypatch) ->
     path = tmp_path / "data.txt"
     path.write_text("東" * 2500)
     assert [len(piece.text) for piece in read_pieces([path])] == [1000, 1000, 500]
+
+
+def test_documents_that_must_not_be_cut_come_whole(tmp_path: Path) -> None:
+    texts = ["a b c. " * 60_000, "x", "d e f, " * 60_000]
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(texts))
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    for name in ("a.txt", "b.jsonl"):
+        assert len(list(read_pieces([tmp_path / name]))) > 3
+        assert list(read_pieces([tmp_path / name], can_cut=False)) == [(text, True) for text in texts]
+
+
+def test_a_byte_order_mark_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello\n")
+    assert documents(tmp_path / "a.txt") == ["hello\n"]
+    assert documents(tmp_path / "a.txt", keep_bom=True) == ["\ufeffhello\n"]

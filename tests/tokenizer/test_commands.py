@@ -123,9 +123,21 @@ def test_mistakes_are_one_line(text: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "negative.txt").write_text("-1\n")
     np.save(tmp_path / "floats.npy", np.zeros(3))
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "folder.json").mkdir()
+    with open(tmp_path / "archive.npy", "wb") as file:
+        np.savez(file, np.zeros(3))
     for arguments, message in [
         (["encode", tmp_path / "absent.txt"], "cannot read"),
-        (["encode", tmp_path / "bad.txt"], "bad.txt is not UTF-8"),
+        (["encode", tmp_path / "bad.txt"], "bad.txt is not UTF-8 at byte 5 "),
+        (["count", tmp_path / "bad.txt"], "invalid start byte; convert it to UTF-8\n"),
+        (["decode", tmp_path / "empty.npy"], "cannot read"),
+        (["decode", tmp_path / "archive.npy"], "is an archive of arrays"),
+        (["train", text, "--out", tmp_path / "absent/x.json"], "there is no folder"),
+        (["train", text, "--out", tmp_path / "folder.json"], "it is a folder"),
+        (["train", text, "--out", tmp_path / "x.json", "--pattern", "^a|."], "cannot save"),
+        (["train", text, "--out", tmp_path / "x.json", "--pattern", "("], "cannot be used"),
+        (["train", text, "--out", tmp_path / "x.json", "--vocab-size", "9" * 23], "it must be at most"),
         (["encode", tmp_path / "bad.txt", "--out", tmp_path / "x.npy"], "bad.txt is not UTF-8 at byte 5"),
         (["encode", "--out", tmp_path / "x.npy"], "--out needs a file to read"),
         (["encode", text, "--encoding", "gpt3"], "did you mean 'gpt2'"),
@@ -143,3 +155,22 @@ def test_mistakes_are_one_line(text: Path, tmp_path: Path, capsys: pytest.Captur
         printed = capsys.readouterr()
         assert message in printed.err and printed.err.count("\n") == 1, printed.err
     assert not (tmp_path / "x.npy").exists()
+
+
+def test_a_byte_order_mark_is_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfhello\n")
+    expected = tiktoken.get_encoding("gpt2").encode("\ufeffhello\n")
+    assert get_encoding("gpt2").encode_file(path).tolist() == expected
+    assert run("encode", path) == 0
+    assert capsys.readouterr().out.split() == [str(i) for i in expected]
+    assert run("count", path) == 0
+    assert capsys.readouterr().out.split()[-3:-1] == ["9", str(len(expected))]
+
+
+def test_training_does_not_begin_where_it_could_not_be_saved(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptfast.tokenizer.cli.Encoding.train", lambda *a, **k: pytest.fail("learnt"))
+    assert run("train", text, "--out", tmp_path / "absent/x.json") == 2
+    assert run("train", text, "--out", tmp_path / "x.json", "--pattern", "a$|.") == 2

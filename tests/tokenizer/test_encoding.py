@@ -6,9 +6,12 @@ import copy
 import hashlib
 import inspect
 import json
+import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from gptfast import extension
 from gptfast.errors import GptfastError
 from gptfast.tokenizer import ENCODING_NAMES, END_OF_TEXT, TIKTOKEN_NAMES, Encoding, get_encoding
+from gptfast.tokenizer.threads import available_cores, thread_count
 
 TEXT = "Hello, world!  I'll say:\r\n\tnaïve 東京 🙂 12345 <|endoftext|> end \n\n"
 NAMES = ["gpt2", "cl100k_base", "o200k_base"]
@@ -380,3 +384,51 @@ def test_truncation_reads_only_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_ids_fit_into_json() -> None:
     assert json.loads(json.dumps(get_encoding("gpt2").encode("hello world"))) == [31373, 995]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1 << 32, 256.0, "256", None])
+def test_ids_that_are_none_are_one_short_error(wrong: Any) -> None:
+    ranks = {bytes([i]): i for i in range(256)}
+    for change in ({"mergeable_ranks": ranks | {b"ab": wrong}}, {"special_tokens": {"<s>": wrong}}):
+        settings: dict[str, Any] = {"pat_str": ".", "mergeable_ranks": ranks, "special_tokens": {}}
+        with pytest.raises((GptfastError, TypeError)) as raised:
+            Encoding("own", **(settings | change))
+        assert len(str(raised.value)) < 120 and "\n" not in str(raised.value)
+
+
+def test_a_special_token_with_the_id_of_another_token() -> None:
+    ranks = {bytes([i]): i for i in range(256)} | {b"ab": 256}
+    for pattern in (".", tiktoken.get_encoding("gpt2")._pat_str):
+        with pytest.raises(GptfastError, match="the special token '<s>' has the id 256 of the token b'ab'"):
+            Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<s>": 256})
+        own = Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"ab": 256, "<s>": 257})
+        assert own.encode("ab<s>", allowed_special="all") == [256, 257]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_files_that_are_not_regular(tmp_path: Path) -> None:
+    ours, theirs = both("gpt2")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for read in (lambda: ours.encode_file(pipe), lambda: ours.encode_file(pipe, tmp_path / "ids.npy")):
+        writer = threading.Thread(target=pipe.write_text, args=(TEXT * 20_000,), kwargs={"encoding": "utf-8"})
+        writer.start()
+        ids = read()
+        writer.join()
+        assert ids.tolist() == theirs.encode(TEXT * 20_000, allowed_special="all")
+    version = Path("/proc/version")
+    if version.exists():
+        assert ours.decode(ours.encode_file(version).tolist()) == version.read_text()
+    with pytest.raises(GptfastError, match="cannot read .*: Is a directory"):
+        ours.encode_file(tmp_path)
+
+
+def test_thread_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = max(8, available_cores())
+    assert [thread_count(n) for n in (1, most, most + 1, 10**30, np.int64(2))] == [1, most, most, most, 2]
+    for wrong in (0, -(10**30), 1.5, "2"):
+        with pytest.raises(GptfastError, match="num_threads is .*; it must be"):
+            thread_count(wrong)  # type: ignore[arg-type]
+    for value, expected in (("9" * 20, most), ("9" * 5_000, most), ("002", 2)):
+        monkeypatch.setenv("GPTFAST_NUM_THREADS", value)
+        assert thread_count() == expected

@@ -125,6 +125,8 @@ def test_what_tokenizers_has_trained_is_loaded(tmp_path: Path, pattern: str | No
     assert ours.special_tokens_set == {"<pad>", END_OF_TEXT} and ours.eot_token == 1
     assert ours.n_vocab == theirs.get_vocab_size()
     assert list(ours.encode_iterator(iter(text), allowed_special="all")) == expected
+    ours.save(tmp_path / "again.json")
+    assert Tokenizer.from_file(str(tmp_path / "again.json")).encode(text).ids == expected
 
 
 def test_a_token_that_no_merges_make(tmp_path: Path) -> None:
@@ -320,3 +322,124 @@ def test_two_files_that_are_damaged(tmp_path: Path) -> None:
         get_encoding(tmp_path)
     with pytest.raises(GptfastError, match="no vocabulary at .*absent.json"):
         get_encoding(tmp_path / "absent.json")
+
+
+def test_a_token_has_the_rank_of_the_merge_that_is_listed_first(tmp_path: Path) -> None:
+    vocab = {c: i for i, c in enumerate(ALPHABET)} | {"bc": 256, "ab": 257, "abc": 258, "xy": 259}
+    file = {
+        "model": {"type": "BPE", "vocab": vocab},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    }
+    path = tmp_path / "tokenizer.json"
+
+    def write(*merges: str) -> Path:
+        file["model"]["merges"] = merges
+        path.write_text(json.dumps(file))
+        return path
+
+    text = "abc xyabc abxc"
+    write("b c", "a b", "a bc", "x y", "ab c")  # the last one never comes about
+    assert get_encoding(path).encode(text) == Tokenizer.from_file(str(path)).encode(text).ids
+    for merges, message in (
+        (("b c", "a b", "ab c", "x y", "a bc"), "merges 'abc' from other parts"),
+        (("b c", "a b", "a bc", "x y", "b c"), "lists the merge 'b c' twice"),
+    ):
+        with pytest.raises(GptfastError, match=message):
+            get_encoding(write(*merges))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "part"),
+    [
+        (r"^a|[\s\S]", r"\^"), (r"a\Z|.", r"\\Z"), (r"a\Kb|.", r"\\K"), (r"(?m).", r"\(\?m"),
+        (r"(?i-m:a)|.", r"\(\?i-m"),
+        (r"(?s:.)", r"\(\?s"),
+        (r"a(?i)b|c", r"\(\?i\)"),
+        (r"[[:alpha:]]+|.", r"\[\[:"), (r"[^[:alpha:]]+|.", r"\[:alpha:\]"), (r"a{,2}b|.", r"\{,2\}"),
+        (r"a*", "may match nothing"), (r"(?=B)|.", "may match nothing"), (r"(", "cannot be used"),
+    ],
+)  # fmt: skip
+def test_patterns_that_oniguruma_reads_otherwise_are_refused(tmp_path: Path, pattern: str, part: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    steps = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    with pytest.raises(GptfastError, match=part) as raised:
+        get_encoding(damaged(trained(None), path, pre_tokenizer=steps))
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_patterns_that_only_look_like_those_are_not_refused(tmp_path: Path) -> None:
+    for pattern in (r"\^|\$|[^a-z\^]|[a-z]+", r"\\Z|[^\\]+|\\"):
+        theirs = trained(pre_tokenizers.Split(Regex(pattern), "isolated"))
+        theirs.save(str(tmp_path / "tokenizer.json"))
+        text = r"ab^c$d\Z e\\" + TEXT
+        assert get_encoding(tmp_path / "tokenizer.json").encode(text) == theirs.encode(text).ids
+
+
+def test_added_tokens_that_contradict_others_are_refused(tmp_path: Path) -> None:
+    tokenizer, path = trained(None), tmp_path / "tokenizer.json"
+
+    def added(*texts: str, normalized: str = "", **changes: Any) -> Any:
+        return lambda a: [
+            *a, *(a[0] | {"id": 400 + i, "content": text, "normalized": text == normalized} | changes
+                  for i, text in enumerate(texts))
+        ]  # fmt: skip
+
+    for texts in (
+        ("<x", "<x>"),
+        ("<x>", "<x"),
+        ("x>", "<x>"),
+        ("<x", "x>"),
+        ("x>", "<x"),
+        ("xy", "<xy>"),
+        ("<xy>", "xy"),
+    ):
+        with pytest.raises(GptfastError, match="overlaps that of another which is normalized otherwise"):
+            get_encoding(damaged(tokenizer, path, added_tokens=added(*texts, normalized=texts[1])))
+        get_encoding(damaged(tokenizer, path, added_tokens=added(*texts)))  # the longest comes first
+    damaged(tokenizer, path, added_tokens=added("<x>", "<y>", normalized="<y>"))
+    text = "a<x><y>b"
+    ours = get_encoding(path)
+    assert ours.encode(text, allowed_special="all") == Tokenizer.from_file(str(path)).encode(text).ids
+    with pytest.raises(GptfastError, match="the added token '<pad>' has the id 7, but 0 in model.vocab"):
+        get_encoding(damaged(tokenizer, path, added_tokens=lambda a: [a[0] | {"id": 7}, a[1]]))
+
+
+def test_json_of_other_types_is_one_error(tmp_path: Path) -> None:
+    tokenizer, path = trained(None), tmp_path / "tokenizer.json"
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    changes: list[dict[str, Any]] = [
+        *({"model": lambda m, v=v: m | {"vocab": v}} for v in ([], None, "a", 1)),
+        *({"model": lambda m, v=v: m | {"merges": v}} for v in ({}, {"a b": 1}, None, [1], [None], [["a", 1]], [{}])),
+        *({"model": lambda m, v=v: m | {"vocab": m["vocab"] | {"zz": v}}} for v in ("5", -5, 1 << 40, 1.5, None, True)),
+        {"model": lambda m: m | {"ignore_merges": True, "vocab": m["vocab"] | {"zz": "5", "yy": 1}}},
+        *({"normalizer": v} for v in ("NFC", [], 1)),
+        *({"added_tokens": v} for v in (["x"], "x", {"a": 1}, [{"content": "x"}], [{"id": 1}])),
+        *({"added_tokens": [{"content": v, "id": 1}]} for v in (1, None, ["x"])),
+        *({"added_tokens": [{"content": "x", "id": v}]} for v in ("5", -5, 1 << 40, None, 1.0)),
+        *({"pre_tokenizer": v} for v in ("x", [], {"pretokenizers": 1}, {"pretokenizers": ["x"]})),
+        *(
+            {"pre_tokenizer": {"pretokenizers": [{"type": "Split", "behavior": "Isolated", "pattern": v}, byte_level]}}
+            for v in (None, "x", {}, {"Regex": 1}, {"String": 1})
+        ),
+    ]  # fmt: skip
+    for change in changes:
+        with pytest.raises(GptfastError) as raised:
+            get_encoding(damaged(tokenizer, path, **change))
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value), change
+    vocabulary = tmp_path / "x.tiktoken"
+    vocabulary.write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))
+    settings = tmp_path / "x.tiktoken.json"
+    for content in (
+        "[" * 100_000, '{"pat_str": 1, "special_tokens": {}}', '{"pat_str": ".", "special_tokens": ["x"]}',
+        '{"pat_str": ".", "special_tokens": {"x": "5"}}', '{"pat_str": ".", "special_tokens": {"x": -5}}',
+        '{"pat_str": ".", "special_tokens": {"x": 1099511627776}}', '{"pat_str": ".", "special_tokens": null}',
+    ):  # fmt: skip
+        settings.write_text(content)
+        with pytest.raises(GptfastError) as raised:
+            get_encoding(vocabulary)
+        assert str(settings) in str(raised.value) and "\n" not in str(raised.value)
+    path.write_text("[" * 100_000)
+    with pytest.raises(GptfastError, match="is not valid JSON"):
+        get_encoding(path)

@@ -6,8 +6,10 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 import random
 import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -341,3 +343,20 @@ def test_documents_can_come_from_a_generator() -> None:
         yield from ("first document", "second document")
 
     assert quietly(documents(), 300).hash == quietly(list(documents()), 300).hash
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_read_as_a_file(tmp_path: Path) -> None:
+    text = random_words(0.1)
+    (tmp_path / "a.txt").write_text(text)
+    os.mkfifo(tmp_path / "pipe.txt")
+    writer = threading.Thread(target=(tmp_path / "pipe.txt").write_text, args=(text,))
+    writer.start()
+    trained = train([tmp_path / "pipe.txt"], 300)
+    writer.join()
+    assert trained.hash == train([tmp_path / "a.txt"], 300).hash
+
+
+def test_a_vocabulary_larger_than_the_core_takes() -> None:
+    with pytest.raises(GptfastError, match="vocab_size is 9+; it must be at most 2097151"):
+        train(["text"], 10**23 - 1)
