@@ -101,6 +101,28 @@ void caches_fill_up() {
     check_numbers(roomy, numbers(150000, 12));
 }
 
+// A word is its bytes and nothing else, however much may be read after it.
+void words_are_their_bytes() {
+    Random random(9);
+    for (std::size_t size = 0; size <= Word::kMaxBytes; ++size)
+        for (int round = 0; round < 100; ++round) {
+            std::uint8_t bytes[40];
+            for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random() | 1);
+            const std::unique_ptr<std::uint8_t[]> alone(new std::uint8_t[size]);
+            std::copy_n(bytes, size, alone.get());
+            const Word word = WordTable::word(alone.get(), size, size);
+            std::uint8_t held[16];
+            std::memcpy(held, &word.low, 8);
+            std::memcpy(held + 8, &word.high, 8);
+            CHECK(std::equal(held, held + size, bytes) && held[15] == size);
+            CHECK(std::all_of(held + size, held + 15, [](std::uint8_t byte) { return byte == 0; }));
+            for (const std::size_t readable : {15u, 16u, 40u}) {
+                const Word same = WordTable::word(bytes, size, readable);
+                CHECK(same.low == word.low && same.high == word.high);
+            }
+        }
+}
+
 // Words that all want the table's last slots: the places behind them are taken soon, so that few are remembered.
 void words_collide() {
     Random random(5);
@@ -205,6 +227,7 @@ int main() {
     tokens_grow();
     pieces_of_all_sizes();
     caches_fill_up();
+    words_are_their_bytes();
     words_collide();
     long_pieces();
     wrong_ends();

@@ -112,38 +112,6 @@ void parts_of(const Naive& model) {
     for (const char* absent : {"", "absent", "ab\xFF"}) CHECK(vocabulary.find(absent) == model.find(absent));
 }
 
-// Parts that are given: whether right or wrong, the vocabulary is the same as without them.
-void parts_are_checked(const Naive& model, Random& random) {
-    const Vocabulary alone = model.vocabulary();
-    Vocabulary::Parts found;
-    for (std::uint32_t rank = 0; rank < alone.size(); ++rank) found.push_back(alone.parts(rank));
-    const auto check = [&](const Vocabulary::Parts& given) {
-        const Vocabulary vocabulary = model.vocabulary({}, given);
-        CHECK(vocabulary.regular() == alone.regular());
-        for (std::uint32_t rank = 0; rank < alone.size(); ++rank) {
-            const auto [left, right] = found[rank];
-            CHECK(vocabulary.parts(rank) == found[rank]);
-            if (left != kNoToken) CHECK(vocabulary.merge(left, right) == rank);
-        }
-        for (int pair = 0; pair < 65536; pair += 3) {
-            const auto left = static_cast<std::uint8_t>(pair >> 8), right = static_cast<std::uint8_t>(pair);
-            CHECK(vocabulary.merge_bytes(left, right) == alone.merge_bytes(left, right));
-        }
-    };
-    check(found);
-    check(Vocabulary::Parts(found.begin(), found.end() - 1));
-    for (int wrong = 0; wrong < 10; ++wrong) {
-        Vocabulary::Parts given = found;
-        const std::size_t rank = random() % given.size();
-        const std::string& token = model.tokens[rank];
-        const std::size_t at = 1 + random() % token.size();  // two other tokens that join to it, where there are such
-        given[rank] = {model.find(token.substr(0, at)), model.find(token.substr(at))};
-        if (random() % 4 == 0) given[rank] = found[random() % found.size()];
-        if (random() % 8 == 0) given[rank].first = static_cast<std::uint32_t>(random());
-        check(given);
-    }
-}
-
 void parts_are_found() {
     Random random(2);
     int irregular = 0;
@@ -151,7 +119,6 @@ void parts_are_found() {
         const auto& letters = alphabets()[random() % alphabets().size()];
         const Naive model = random_model(random, letters, round % 2 == 0);
         parts_of(model);
-        if (round < 40) parts_are_checked(model, random);
         const bool regular = model.vocabulary().regular();
         CHECK(regular || round % 2 != 0);
         irregular += !regular;
