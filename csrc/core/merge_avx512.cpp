@@ -16,7 +16,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,bmi,bmi2")
 #endif
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#pragma GCC diagnostic ignored "-Wuninitialized"  // both in the compiler's own header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include "merge_impl.hpp"
 
