@@ -45,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         if name in COMMANDS:
             try:
                 module, _, function = COMMANDS[name][0].partition(":")
-                return getattr(importlib.import_module(module), function or "main")(args[words:]) or 0
+                try:
+                    return getattr(importlib.import_module(module), function or "main")(args[words:]) or 0
+                finally:
+                    sys.stdout.flush()  # a reader that has gone is met here, not when the interpreter ends
             except GptfastError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
