@@ -104,8 +104,10 @@ class WordTable {
     // Appends the tokens of any longer pre-token, given its long_hash.
     void encode_long(const std::uint8_t* piece, std::size_t size, std::uint64_t hash, Tokens& out);
 
+    // Turned by half: the last multiplication carries upwards, and the table is indexed by the lower bits.
     static std::uint64_t long_hash(const std::uint8_t* piece, std::size_t size) {
-        return size > kMaxLongBytes ? 0 : hash_bytes(piece, size);
+        const std::uint64_t hash = size > kMaxLongBytes ? 0 : hash_bytes(piece, size);
+        return hash >> 32 | hash << 32;
     }
     void prefetch_long(std::uint64_t hash) const { gptfast::prefetch(&long_entries_[hash % kLongSlots]); }
     void prefetch_long_tokens(std::uint64_t hash) const {

@@ -90,6 +90,13 @@ void caches_fill_up() {
     check_pieces(model, tokenizer, words);
     CHECK(tokenizer.caches_memory() == memory);
 
+    // Bytes that look like the tokens of what takes their place in memory later.
+    const std::string dots(".\0\0\0.\0\0\0.\0\0\0.\0\0\0", 16);
+    const Tokenizer fresh(model.vocabulary(), Pattern::kNone);
+    check_pieces(model, fresh, {dots});
+    check_numbers(fresh, numbers(2000, 1024));
+    check_pieces(model, fresh, {dots});
+
     // A large vocabulary has a table whose words' tokens fill the room for those of more than three.
     Naive large = single_bytes();
     for (int i = 0; i < 60 * 60; ++i)
