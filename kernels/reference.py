@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def attention_mask(
 
     Queries are the last `Tq` of the `Tk` positions (aligned at the bottom right). Query i sees key j when j <= i, i - j
     < window, and both lie in the same document. `cu_seqlens` int32 [documents + 1] holds the boundaries over the
-    flattened [B * T] positions; the start of every row is one of them.
+    flattened [B * T] positions, or is what `document_bounds` made of them.
     """
     i = torch.arange(Tk - Tq, Tk, device=device)[:, None]  # [Tq, 1]
     j = torch.arange(Tk, device=device)[None, :]  # [1, Tk]
@@ -41,10 +42,64 @@ def attention_mask(
     if cu_seqlens is not None:
         if Tq != Tk:
             raise ValueError("cu_seqlens needs as many queries as keys")
-        positions = torch.arange(B * Tk, device=device).view(B, Tk)
-        document = torch.bucketize(positions, cu_seqlens[1:-1], right=True)  # [B, T]
-        seen = seen & (document[:, :, None] == document[:, None, :])
+        bounds = cu_seqlens if cu_seqlens.dim() == 3 else document_bounds(cu_seqlens, B, Tk)
+        seen = seen & (j >= bounds[0, :, :, None])
     return seen
+
+
+def document_bounds(cu_seqlens: Tensor, B: int, T: int) -> Tensor:
+    """int32 [2, B, T]: the first position of each position's document, and one past the last, within its row.
+
+    `cu_seqlens` [documents + 1] holds the boundaries over the flattened [B * T] positions; a document ends with its
+    row. A kernel takes either; what serves many layers is made once.
+    """
+    cu = cu_seqlens.to(torch.int32)
+    positions = torch.arange(B * T, device=cu.device, dtype=torch.int32)
+    document = torch.bucketize(positions, cu[1:-1], right=True)
+    row = positions // T * T
+    low = torch.maximum(cu[document], row) - row
+    high = torch.minimum(cu[document + 1], row + T) - row
+    return torch.stack((low, high)).view(2, B, T)
+
+
+def dropout_threshold(p: float) -> int:
+    """Dropped are 16-bit numbers below this: p is rounded to steps of 2^-16, short of 1."""
+    return min(round(p * 65536), 65535)
+
+
+def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, rounds: int = 7) -> list[Tensor]:
+    """Philox 4x32 (Salmon et al. 2011, section 3.3): four 32-bit words, held in int64, of a counter of four.
+
+    `seed` int64 [1] is the key. Seven rounds are the fewest that pass BigCrush there, and what FlashAttention takes.
+    """
+    mask = 0xFFFFFFFF
+    c = [x & mask for x in torch.broadcast_tensors(c0, c1, c2, c3)]
+    k0, k1 = seed & mask, seed >> 32 & mask
+
+    def multiply(a: int, x: Tensor) -> tuple[Tensor, Tensor]:  # the upper and lower 32 bits, in pieces that fit int64
+        low, high = a * (x & 0xFFFF), a * (x >> 16)
+        middle = (low >> 16) + (high & mask)
+        return (middle >> 16) + (high >> 32 << 16) & mask, (low & 0xFFFF) | (middle << 16) & mask
+
+    for _ in range(rounds):
+        (high0, low0), (high2, low2) = multiply(0xD2511F53, c[0]), multiply(0xCD9E8D57, c[2])
+        c = [high2 ^ c[1] ^ k0, low2, high0 ^ c[3] ^ k1, low0]
+        k0, k1 = k0 + 0x9E3779B9 & mask, k1 + 0xBB67AE85 & mask
+    return c
+
+
+def dropout_mask(seed: Tensor, B: int, H: int, Tq: int, Tk: int, p: float) -> Tensor:
+    """What survives dropout, bool [B, H, Tq, Tk]; `seed` int64 [1].
+
+    The counter (8 (j // 32) + j % 8, 8 (i // 16) + i % 8, b H + h, 0) gives the eight elements of its row pair and key
+    quadruple 16 bits each: word (j // 8) % 4, its lower half for even i // 8, else the upper.
+    """
+    pair = torch.arange(B * H, device=seed.device).view(B, H, 1, 1)
+    i = torch.arange(Tq, device=seed.device)[:, None]
+    j = torch.arange(Tk, device=seed.device)[None, :]
+    words = torch.stack(philox(seed, j // 32 * 8 + j % 8, i // 16 * 8 + i % 8, pair, torch.zeros_like(i)))
+    word = words.gather(0, (j // 8 % 4).expand(1, B, H, Tq, Tk))[0]
+    return (word >> (i // 8 % 2 * 16) & 0xFFFF) >= dropout_threshold(p)
 
 
 def causal_attention(
@@ -56,12 +111,14 @@ def causal_attention(
     dropout_p: float = 0.0,
     window: int | None = None,
     cu_seqlens: Tensor | None = None,
+    deterministic: bool = True,
 ) -> Tensor:
     """softmax(q k^T * scale, over the keys that are seen) v (Vaswani et al. 2017, eq. 1).
 
     q [B, Tq, H, D], k and v [B, Tk, Hkv, D] with Tq <= Tk and H a multiple of Hkv; returns [B, Tq, H, D] in q's dtype.
     `scale` is 1/sqrt(D) by default. A query that sees no key gives zeros. See `attention_mask` for window and
-    documents.
+    documents; `cu_seqlens` may also be what `document_bounds` returns. Dropout is by `dropout_mask`, its seed the next
+    number of torch's generator of the device. Always deterministic.
     """
     (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
     k, v = (x.repeat_interleave(H // Hkv, dim=2) for x in (k, v))
@@ -70,7 +127,44 @@ def causal_attention(
     seen = seen[:, None] if cu_seqlens is not None else seen
     scores = scores.masked_fill(~seen, -math.inf)  # [B, H, Tq, Tk]
     p = torch.softmax(scores, dim=-1).masked_fill(~seen, 0.0)
-    p = F.dropout(p, dropout_p, training=dropout_p > 0)
+    if dropout_p:
+        threshold = dropout_threshold(dropout_p)
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=q.device)
+        p = p * dropout_mask(seed, B, H, Tq, Tk, dropout_p) * (65536 / (65536 - threshold))
+    return torch.einsum("bhij,bjhd->bihd", p, _wide(v)).to(q.dtype)
+
+
+def causal_attention_qkvpacked(qkv: Tensor, **features: Any) -> Tensor:
+    """`causal_attention` of the slices of qkv [B, T, 3, H, D]."""
+    return causal_attention(*qkv.unbind(2), **features)
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """`causal_attention` of the last Tq tokens of each row to the first lengths[b] keys of its cache.
+
+    q [B, Tq, H, D], k_cache and v_cache [B, S, Hkv, D] with H a multiple of Hkv, lengths int32 [B], what is outside 0
+    .. S counting as 0 or S; returns [B, Tq, H, D] in q's dtype. Query t is at position lengths[b] - Tq + t; a negative
+    one gives zeros. What no query of a row sees may hold anything, NaN too.
+    """
+    (_, Tq, H, D), (_, S, Hkv, _) = q.shape, k_cache.shape
+    position = lengths.clamp(0, S)[:, None, None] - Tq + torch.arange(Tq, device=q.device)[:, None]  # [B, Tq, 1]
+    j = torch.arange(S, device=q.device)
+    seen = j <= position  # [B, Tq, S]
+    if window is not None:
+        seen = seen & (position - j < window)
+    unused = ~seen.any(1)[:, :, None, None]  # [B, S, 1, 1]
+    k, v = (x.masked_fill(unused, 0).repeat_interleave(H // Hkv, dim=2) for x in (k_cache, v_cache))
+    scores = torch.einsum("bihd,bjhd->bhij", _wide(q), _wide(k)) * (1 / math.sqrt(D) if scale is None else scale)
+    seen = seen[:, None]
+    p = torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1).masked_fill(~seen, 0.0)  # [B, H, Tq, S]
     return torch.einsum("bhij,bjhd->bihd", p, _wide(v)).to(q.dtype)
 
 
@@ -124,5 +218,6 @@ def linear_cross_entropy(
 
 
 __all__: Sequence[str] = [
-    "attention_mask", "causal_attention", "cross_entropy", "embedding", "gelu", "layer_norm", "linear_cross_entropy",
+    "attention_mask", "causal_attention", "causal_attention_qkvpacked", "cross_entropy", "decode_attention",
+    "document_bounds", "dropout_mask", "embedding", "gelu", "layer_norm", "linear_cross_entropy", "philox",
 ]  # fmt: skip

@@ -7,9 +7,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 SHARED = Path(os.environ.get("GPTFAST_SHARED", Path(__file__).parents[2] / "shared"))
 
+if not torch.cuda.is_available():  # before Triton is imported: kernels run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken").is_dir():
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
 _cache = tempfile.TemporaryDirectory(prefix="gptfast-cache-")  # not the user's; removed when the process ends

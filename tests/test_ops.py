@@ -7,29 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 from gptfast.kernels import reference
+from rule import assert_as_good_as_torch, gradients
 from torch.nn import functional as F
 
 from gptfast import aten, ops
-
-
-def tolerance(ref: torch.Tensor) -> float:
-    return 2 * (ref + 0.3 - 0.3 - ref).abs().max().item()
-
-
-def assert_as_good_as_torch(ours, torchs, ref):
-    """err(ours, fp32 reference) <= 2 err(PyTorch in the same dtype, fp32 reference) + atol."""
-    error, allowed = (ours.double() - ref).abs().max(), (torchs.double() - ref).abs().max()
-    assert error <= 2 * allowed + tolerance(ref.float()), f"{error:.3e} > 2 * {allowed:.3e}"
-
-
-def gradients(function, *inputs):
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    out = function(*inputs)
-    # The same upstream gradient whatever the dtype and strides of the output, and exact in all dtypes.
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).bfloat16()
-    out.backward(upstream.to(out.dtype))
-    return [out.detach(), *(x.grad for x in inputs)]
-
 
 SHAPES = [(1, 1), (3, 3), (64, 1), (113, 203), (239, 1), (128, 257)]
 

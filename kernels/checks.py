@@ -1,0 +1,164 @@
+"""Arguments checked before a kernel sees them: one error that names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_STRIDE = 1 << 24  # of positions, in elements: offsets within a tile of 128 are 32 bits
+HEAD_DIMENSIONS = "a multiple of 8 from 16 to 256"
+MOST_QUERIES = 16  # of decode_attention
+
+
+def check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    dropout_p: float,
+    window: int | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+        if x.dim() != 4:
+            raise ValueError(f"{name} is {list(x.shape)}; it must be [B, T, H, D]")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} is {_name(x.dtype)}; it must be float16, bfloat16 or float32")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} is {_name(x.dtype)} and q is {_name(q.dtype)}; they must be of one dtype")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} and q on {q.device}; they must be on one device")
+        if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel():
+            raise ValueError(f"{name} has a last stride of {x.stride(-1)}; it must be 1: pass {name}.contiguous()")
+        if x.stride(1) >= MOST_STRIDE and x.shape[1] > 1:
+            raise ValueError(f"{name} has a stride of {x.stride(1)} between positions; it must be below {MOST_STRIDE}")
+    (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
+    if k.shape != v.shape:
+        raise ValueError(f"k is {list(k.shape)} and v is {list(v.shape)}; they must have one shape")
+    if k.shape[0] != B or k.shape[3] != D:
+        raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}; B and D must agree")
+    if D % 8 or not 16 <= D <= 256:
+        raise ValueError(f"the head dimension D is {D}; it must be {HEAD_DIMENSIONS}")
+    if Hkv == 0 or H % Hkv:
+        raise ValueError(f"q has {H} heads and k has {Hkv}; the heads of q must be a multiple of those of k")
+    if Tq > Tk:
+        raise ValueError(f"q has {Tq} positions and k has {Tk}; there must be no more queries than keys")
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale is {scale}; it must be a finite number above 0")
+    check_dropout(dropout_p)
+    if window is not None:
+        if isinstance(window, bool) or not isinstance(window, (int, torch.SymInt)):
+            raise TypeError(f"window is {window!r}; it must be a whole number of keys, or None")
+        if window < 1:
+            raise ValueError(f"window is {window}; it must be at least 1, or None for all keys")
+    if cu_seqlens is not None:
+        _check_documents(cu_seqlens, B, Tq, Tk)
+
+
+def check_dropout(dropout_p: float) -> None:
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and below 1")
+
+
+def _check_documents(cu_seqlens: Tensor, B: int, Tq: int, Tk: int) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens is a {type(cu_seqlens).__name__}; it must be an int32 tensor")
+    if Tq != Tk:
+        raise ValueError(f"cu_seqlens needs as many queries as keys, not {Tq} and {Tk}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens is {_name(cu_seqlens.dtype)}; it must be int32")
+    if cu_seqlens.dim() == 3:
+        if cu_seqlens.dtype != torch.int32 or cu_seqlens.shape != (2, B, Tk):
+            raise ValueError(
+                f"cu_seqlens is {_name(cu_seqlens.dtype)} {list(cu_seqlens.shape)}; document_bounds of this batch is "
+                f"int32 {[2, B, Tk]}"
+            )
+        return
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"cu_seqlens is {list(cu_seqlens.shape)}; it must be [documents + 1]")
+    if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor:
+        return
+    right = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == B * Tk) & (cu_seqlens[1:] >= cu_seqlens[:-1]).all()
+    if cu_seqlens.device.type != "cpu":  # without waiting for the device
+        torch._assert_async(right, f"cu_seqlens must rise from 0 to B * T = {B * Tk} and never decrease")
+    elif not right:
+        raise ValueError(
+            f"cu_seqlens is {cu_seqlens.tolist() if len(cu_seqlens) < 20 else f'{len(cu_seqlens)} numbers'}; it must "
+            f"rise from 0 to B * T = {B * Tk} and never decrease"
+        )
+
+
+def check_decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float | None, window: int | None
+) -> None:
+    named = {"q": q, "k_cache": k_cache, "v_cache": v_cache}
+    _check_heads(named)
+    if not 1 <= q.shape[1] <= MOST_QUERIES:
+        raise ValueError(f"q has {q.shape[1]} positions; it must have 1 to {MOST_QUERIES}: causal_attention takes more")
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths is a {type(lengths).__name__}; it must be an int32 tensor on q's device")
+    if lengths.dtype != torch.int32:
+        raise TypeError(f"lengths is {_name(lengths.dtype)}; it must be int32")
+    if lengths.shape != (q.shape[0],):
+        raise ValueError(f"lengths is {list(lengths.shape)}; it must be [{q.shape[0]}], one number a row")
+    if lengths.device != q.device:
+        raise ValueError(f"lengths is on {lengths.device} and q on {q.device}; they must be on one device")
+    _check_scale_and_window(scale, window)
+    for name, x in named.items():
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{name} requires a gradient and decode_attention has none; use causal_attention, or torch.no_grad()"
+            )
+
+
+def _check_heads(tensors: dict[str, Tensor]) -> None:
+    """q [B, Tq, H, D], k and v [B, Tk, Hkv, D], by the names of a caller's arguments."""
+    (q_name, q), (k_name, k), (v_name, v) = tensors.items()
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+        if x.dim() != 4:
+            raise ValueError(f"{name} is {list(x.shape)}; it must be [B, T, H, D]")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} is {_name(x.dtype)}; it must be float16, bfloat16 or float32")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} is {_name(x.dtype)} and {q_name} is {_name(q.dtype)}; they must be of one dtype")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} and {q_name} on {q.device}; they must be on one device")
+        if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel():
+            raise ValueError(f"{name} has a last stride of {x.stride(-1)}; it must be 1: pass {name}.contiguous()")
+        if x.stride(1) >= MOST_STRIDE and x.shape[1] > 1:
+            raise ValueError(f"{name} has a stride of {x.stride(1)} between positions; it must be below {MOST_STRIDE}")
+    (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
+    if k.shape != v.shape:
+        raise ValueError(f"{k_name} is {list(k.shape)} and {v_name} is {list(v.shape)}; they must have one shape")
+    if k.shape[0] != B or k.shape[3] != D:
+        raise ValueError(f"{q_name} is {list(q.shape)} and {k_name} is {list(k.shape)}; B and D must agree")
+    if D % 8 or not 16 <= D <= 256:
+        raise ValueError(f"the head dimension D is {D}; it must be {HEAD_DIMENSIONS}")
+    if Hkv == 0 or H % Hkv:
+        raise ValueError(
+            f"{q_name} has {H} heads and {k_name} has {Hkv}; "
+            f"the heads of {q_name} must be a multiple of those of {k_name}"
+        )
+    if Tq > Tk:
+        raise ValueError(f"{q_name} has {Tq} positions and {k_name} has {Tk}; there must be no more queries than keys")
+
+
+def _check_scale_and_window(scale: float | None, window: int | None) -> None:
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale is {scale}; it must be a finite number above 0")
+    if window is not None:
+        if isinstance(window, bool) or not isinstance(window, (int, torch.SymInt)):
+            raise TypeError(f"window is {window!r}; it must be a whole number of keys, or None")
+        if window < 1:
+            raise ValueError(f"window is {window}; it must be at least 1, or None for all keys")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,105 @@
+"""How kernels are launched: which device a tensor is on, and the checked-in table of tile sizes.
+
+No kernel is tuned when it is called. `launch_table.json` is written by benchmarks/tune_attention.py on a GPU; a row
+that no GPU has measured holds what the ahead-of-time report shows to fit (gptfast.kernels.aot), and says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRET: bool = triton.knobs.runtime.interpret
+TABLE = Path(__file__).with_name("launch_table.json")
+# Without rows of its own, an architecture uses those of the first of these that it has: its own generation, then older.
+NEAREST = {
+    "sm_80": ("sm_80",), "sm_86": ("sm_89", "sm_80"), "sm_89": ("sm_89",), "sm_90": ("sm_90",), "sm_100": ("sm_100",),
+    "sm_103": ("sm_100",), "sm_120": ("sm_89",), "gfx942": ("gfx942",), "gfx950": ("gfx942",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One row: tiles of BM queries and BN keys, warps, pipeline stages, and whether tiles come by TMA."""
+
+    BM: int
+    BN: int
+    warps: int
+    stages: int
+    tma: bool = False
+    measured: bool = False  # on a GPU
+    prefer: str = ""  # "sdpa" where PyTorch's own was measured to be faster, "triton" where it was not
+
+
+# Small tiles make small tests cross many of them.
+INTERPRETED = {False: Launch(32, 32, 4, 1), True: Launch(32, 32, 4, 1, tma=True)}
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """sm_90, gfx942, ...: the name of a device in the table."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@functools.cache
+def table() -> dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]]:
+    """(architecture, kernel, dropout, largest head dimension, bytes an element) -> [(longest T, launch)]."""
+    rows: dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]] = {}
+    for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]:
+        key = tuple(row.pop(name) for name in ("arch", "kernel", "dropout", "D", "bytes"))
+        rows.setdefault(key, []).append((row.pop("T") or 1 << 62, Launch(**row)))
+    for row in rows.values():
+        row.sort(key=lambda x: x[0])
+    return rows
+
+
+@functools.cache
+def choose(arch: str, kernel: str, dropout: bool, D: int, size: int, T: int) -> Launch:
+    """The row for head dimension D, elements of `size` bytes and T keys."""
+    names = NEAREST.get(arch) or (("gfx942",) if arch.startswith("gfx") else ("sm_80",))
+    D = 64 if D <= 64 else 128 if D <= 128 else 256
+    for name in names:
+        for drop in (True, False) if dropout else (False,):
+            for longest, launch in table().get((name, kernel, drop, D, size), ()):
+                if T <= longest:
+                    return launch
+    raise NotImplementedError(f"{TABLE.name} has no row for {arch}, {kernel}, head dimension {D}, {size} bytes")
+
+
+def launch_for(x: Tensor, kernel: str, D: int, T: int, dropout: bool = False) -> Launch:
+    """The launch for tensors like x; in the interpreter, small tiles."""
+    if INTERPRET:
+        return INTERPRETED[x.dtype == torch.float16]
+    return choose(architecture(x.device), kernel, dropout, D, x.element_size(), T)
+
+
+def check_device(x: Tensor, name: str) -> None:
+    """Raise where no Triton kernel can run on x."""
+    if INTERPRET:
+        if x.dtype == torch.bfloat16:
+            raise TypeError(
+                f"{name} is bfloat16, which Triton's interpreter computes wrongly (tl.dot gives garbage); "
+                "use float16 or float32 under TRITON_INTERPRET=1"
+            )
+    elif x.device.type != "cuda":
+        raise ValueError(
+            f"{name} is on {x.device}, where Triton does not run; move it to a GPU, set TRITON_INTERPRET=1 before "
+            "Python starts to run the kernel in the interpreter, or call gptfast.ops, which picks what runs there"
+        )
+
+
+def tma_fits(*tensors: Tensor) -> bool:
+    """Whether the tensor memory accelerator can read them: 16-byte aligned start and strides, none of them zero."""
+    return all(
+        x.data_ptr() % 16 == 0 and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
+        for x in tensors
+    )
