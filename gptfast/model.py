@@ -63,11 +63,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.heads, C // self.heads).unbind(2)  # [B, T, H, D], in place
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
+        qkv = self.c_attn(x).view(B, T, 3, self.heads, C // self.heads)
         dropout = self.dropout if self.training else 0.0
-        y = ops.causal_attention(q, k, v, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
+        if cache is None:
+            y = ops.causal_attention_qkvpacked(qkv, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
+        else:
+            q, k, v = qkv.unbind(2)  # [B, T, H, D], in place
+            k, v = cache.append(self.layer, k, v)
+            y = ops.causal_attention(q, k, v, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
         return F.dropout(self.c_proj(y.reshape(B, T, C)), self.dropout, self.training)
 
 
@@ -139,6 +142,8 @@ class GPT(nn.Module):
                 f"{start + idx.shape[1]} tokens do not fit the model's context of {self.config.context_length}; "
                 "pass fewer, or a model with a larger context_length"
             )
+        if cu_seqlens is not None:
+            cu_seqlens = ops.document_bounds(cu_seqlens, *idx.shape)  # once for all layers
         dropout = self.config.dropout if self.training else 0.0
         x = ops.embedding(idx, self.wte.weight, self.wpe.weight, dropout, start)
         for block in self.h:

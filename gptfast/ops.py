@@ -1,11 +1,95 @@
 """The one place that decides what runs. Everything above calls these functions and knows no device.
 
-Each has the signature of its namesake in `gptfast.kernels.reference`. ATen runs everywhere for now; a Triton kernel
-takes its place here, by a measured table, as it comes.
+Each has the signature of its namesake in `gptfast.kernels.reference`. On a GPU, attention runs as a Triton kernel where
+the launch table (gptfast/kernels/launch_table.json) says that it was measured to be faster there, and where PyTorch has
+no fused kernel at all: a window, packed documents. Everything else, and everything on a CPU, is ATen.
 """
 
 from __future__ import annotations
 
-from .aten import causal_attention, embedding, gelu, layer_norm, linear_cross_entropy
+import importlib.util
+import math
+from typing import Any
 
-__all__ = ["causal_attention", "embedding", "gelu", "layer_norm", "linear_cross_entropy"]
+import torch
+from torch import Tensor
+
+from . import aten
+from .aten import embedding, gelu, layer_norm, linear_cross_entropy
+from .kernels.reference import document_bounds
+
+__all__ = [
+    "causal_attention", "causal_attention_qkvpacked", "document_bounds", "embedding", "gelu", "layer_norm",
+    "linear_cross_entropy",
+]  # fmt: skip
+
+TRITON = importlib.util.find_spec("triton") is not None
+TRITON_DEVICES = {"cuda"}  # ROCm's tensors are "cuda" too
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    deterministic: bool = True,
+) -> Tensor:
+    """`gptfast.kernels.causal_attention` where it is right and faster, PyTorch's attention elsewhere."""
+    arguments: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p, "window": window, "cu_seqlens": cu_seqlens}
+    if _attention_in_triton(q, k, v, **arguments):
+        from .kernels.attention import causal_attention as fused
+
+        return fused(q, k, v, **arguments, deterministic=deterministic)
+    return aten.causal_attention(q, k, v, **arguments)
+
+
+def causal_attention_qkvpacked(
+    qkv: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    deterministic: bool = True,
+) -> Tensor:
+    """`causal_attention` of the slices of qkv [B, T, 3, H, D], whose gradient is then one tensor."""
+    arguments: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p, "window": window, "cu_seqlens": cu_seqlens}
+    q, k, v = qkv.unbind(2)
+    if _attention_in_triton(q, k, v, **arguments):
+        from .kernels.attention import causal_attention_qkvpacked as fused
+
+        return fused(qkv, **arguments, deterministic=deterministic)
+    return aten.causal_attention(q, k, v, **arguments)
+
+
+def _attention_in_triton(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout_p: float, window: int | None,
+    cu_seqlens: Tensor | None,
+) -> bool:  # fmt: skip
+    """Whether the kernel takes these tensors, and is to be preferred for them."""
+    if q.device.type not in TRITON_DEVICES or not TRITON:
+        return False
+    D = q.shape[-1]
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    if D % 8 or not 16 <= D <= 256 or q.dtype not in dtypes or q.shape[1] > k.shape[1]:
+        return False
+    if any(x.dtype != q.dtype or x.stride(-1) != 1 for x in (q, k, v)):
+        return False
+    if scale is not None and not 0 < scale < math.inf:
+        return False
+    if window is not None or cu_seqlens is not None:
+        return True  # PyTorch would hold a mask [T, T], and compute what it hides
+    return _preferred(str(q.device), dropout_p > 0, D, q.element_size(), q.requires_grad)
+
+
+@torch.compiler.assume_constant_result
+def _preferred(device: str, dropout: bool, D: int, size: int, gradients: bool) -> bool:
+    from .kernels import launch
+
+    kernels = ("forward", "backward_kv") if gradients else ("forward",)
+    arch = launch.architecture(torch.device(device))
+    return all(launch.choose(arch, kernel, dropout, D, size, 1 << 30).prefer == "triton" for kernel in kernels)
