@@ -90,8 +90,8 @@ class _Driver:
         return _target(self.arch)
 
 
-def compiled(arch: str, call: Callable[[], object]) -> dict[str, Any]:
-    """The kernels that `call` would launch on `arch`, by name, compiled and not launched."""
+def compiled(arch: str, call: Callable[[], object], only: str | None = None) -> dict[str, Any]:
+    """The kernels that `call` would launch on `arch` (all, or the one named), compiled and not launched."""
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
@@ -101,6 +101,8 @@ def compiled(arch: str, call: Callable[[], object]) -> dict[str, Any]:
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        if only not in (None, self.__name__):
+            return None
         self.device_caches.clear()  # they go by device number, which is 0 on each architecture
         kernels[self.__name__] = kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         return kernel
@@ -185,7 +187,7 @@ def cases(archs: list[str]) -> Iterator[Case]:
 
 def examine(case: Case) -> Report:
     call, name = KERNELS[case.kernel]
-    return report(case.arch, compiled(case.arch, lambda: call(case))[name])
+    return report(case.arch, compiled(case.arch, lambda: call(case), name)[name])
 
 
 def complaints(case: Case, got: Report, recorded: list[str] | None) -> Iterator[str]:

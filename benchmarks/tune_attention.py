@@ -1,0 +1,165 @@
+"""Measure the launch table of attention on this GPU and write its rows (gptfast/kernels/launch_table.json).
+
+    python benchmarks/tune_attention.py [--D 64 128] [--T 1024 4096 16384] [--table FILE]
+
+For each kernel, head dimension and length all tiles of CANDIDATES are timed that compile without spilling, the best is
+kept with `measured`, and `prefer` says whether it or PyTorch's own attention was faster there, in turns in one process.
+Rows of other architectures stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from attention import TOKENS, interleaved, once, peers
+from gptfast.kernels import attention_launch as run
+from gptfast.kernels import causal_attention
+from gptfast.kernels.launch import TABLE, Launch, architecture
+from torch.nn.attention import sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+CANDIDATES = {
+    "forward": list(itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))),
+    "backward_kv": list(itertools.product((32, 64, 128), (64, 128), (4, 8), (1, 2, 3))),
+    "backward_q": list(itertools.product((64, 128), (32, 64, 128), (4, 8), (1, 2, 3))),
+}
+CANDIDATES["backward_atomic"] = CANDIDATES["backward_kv"]
+
+
+def inputs(D: int, T: int) -> list[torch.Tensor]:
+    B = max(1, TOKENS // T)
+    return [torch.randn(B, T, 768 // D if D <= 64 else 16, D, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+
+
+def best(kernel: str, dropout: bool, tensors: list[torch.Tensor], tma: bool) -> tuple[float, Launch] | None:
+    """The fastest launch of one kernel, and its time in ms; the other kernels of a backward are left out meanwhile."""
+    q, k, v, do = tensors
+    D = q.shape[-1]
+    seed = torch.ones(1, dtype=torch.int64, device="cuda") if dropout else None
+    rest = (None, seed, D**-0.5, 0.1 if dropout else 0.0, None)
+    o, lse = run.forward(q, k, v, *rest)
+    chosen = run.launch_for
+    found: tuple[float, Launch] | None = None
+    name = {"backward_atomic": "backward_kv"}.get(kernel, kernel)
+    others = {"attention_delta", "attention_backward_kv", "attention_backward_q"} - {f"attention_{name}"}
+
+    class Nothing:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, **kwargs: None
+
+    for BM, BN, warps, stages in CANDIDATES[kernel]:
+        launch = Launch(BM, BN, warps, stages, tma)
+
+        def pick(x: Any, kind: str, *rest: Any, launch: Launch = launch) -> Launch:
+            return launch if kind == kernel else chosen(x, kind, *rest)
+
+        def call() -> None:
+            if kernel == "forward":
+                run.forward(q, k, v, *rest)
+            else:
+                run.backward(do, q, k, v, o, lse, None, *rest, kernel != "backward_atomic")
+
+        with mock.patch.object(run, "launch_for", pick):
+            try:
+                with mock.patch.multiple(run, **{other: Nothing() for other in others}):
+                    ms = once(call, 0.02)
+            except Exception as error:  # does not compile or does not fit: Triton has a class for each reason
+                print(f"  {kernel} {BM}x{BN} {warps} warps {stages} stages: {type(error).__name__}", file=sys.stderr)
+                continue
+        if found is None or ms < found[0]:
+            found = ms, launch
+    return found
+
+
+def sdpa_times(tensors: list[torch.Tensor], dropout: bool) -> tuple[float, float]:
+    """The faster of PyTorch's fused backends, forward and backward, in ms."""
+    q, k, v, do = (x.detach().transpose(1, 2) for x in tensors)
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    forward, backward = {}, {}
+    for name, backend in peers(q.shape[-1], dropout, False).items():
+        with sdpa_kernel(backend):
+            out = sdpa(q, k, v, is_causal=True, dropout_p=0.1 * dropout)
+
+        def call(backend: Any = backend) -> None:
+            with sdpa_kernel(backend), torch.no_grad():
+                sdpa(q, k, v, is_causal=True, dropout_p=0.1 * dropout)
+
+        forward[name] = call
+        backward[name] = lambda out=out: torch.autograd.grad(out, (q, k, v), do, retain_graph=True)
+    return min(interleaved(forward, 3, 0.03).values()), min(interleaved(backward, 3, 0.03).values())
+
+
+def ours_times(tensors: list[torch.Tensor], dropout: bool, rows: dict[str, Launch]) -> tuple[float, float]:
+    q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
+    chosen = run.launch_for
+    with mock.patch.object(run, "launch_for", lambda x, kind, *rest: rows.get(kind) or chosen(x, kind, *rest)):
+        out = causal_attention(q, k, v, dropout_p=0.1 * dropout)
+        forward = interleaved(
+            {"": lambda: causal_attention(q.detach(), k.detach(), v.detach(), dropout_p=0.1 * dropout)}, 3, 0.03
+        )
+        backward = interleaved(
+            {"": lambda: torch.autograd.grad(out, (q, k, v), tensors[3], retain_graph=True)}, 3, 0.03
+        )
+    return forward[""], backward[""]
+
+
+def tune(arch: str, D: int, dropout: bool, T: int, last: bool) -> Iterator[dict[str, Any]]:
+    tensors = inputs(D, T)
+    tma = torch.cuda.get_device_capability()[0] >= 9 and not torch.version.hip
+    rows = {}
+    for kernel in CANDIDATES if not dropout else ("forward", "backward_kv", "backward_q"):
+        options = [x for x in (best(kernel, dropout, tensors, t) for t in ({True, False} if tma else {False})) if x]
+        if options:
+            rows[kernel] = min(options, key=lambda x: x[0])[1]
+    ours, theirs = ours_times(tensors, dropout, rows), sdpa_times(tensors, dropout)
+    for kernel, launch in rows.items():
+        i = 0 if kernel == "forward" else 1
+        prefer = "triton" if ours[i] <= theirs[i] else "sdpa"
+        print(f"{arch} {kernel} D={D} T={T} {launch}: {ours[i]:.3f} ms, PyTorch {theirs[i]:.3f} ms")
+        yield {
+            "arch": arch, "kernel": kernel, "dropout": dropout, "D": D, "bytes": 2, "T": None if last else T,
+            "BM": launch.BM, "BN": launch.BN, "warps": launch.warps, "stages": launch.stages, "tma": launch.tma,
+            "measured": True, "prefer": prefer,
+        }  # fmt: skip
+
+
+def write(path: Path, new: list[dict[str, Any]]) -> None:
+    """Replace the rows of the same architecture, kernel, dropout, head dimension and element size."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("arch", "kernel", "dropout", "D", "bytes"))
+
+    replaced = {key(row) for row in new}
+    rows = [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if key(row) not in replaced] + new
+    rows.sort(key=lambda row: (row["arch"], row["kernel"], row["bytes"], row["dropout"], row["D"], row["T"] or 1 << 60))
+    path.write_text('{"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--D", type=int, nargs="*", default=[64, 128], help="head dimensions")
+    parser.add_argument(
+        "--T", type=int, nargs="*", default=[1024, 4096, 16384], help="lengths; the last row has no end"
+    )
+    parser.add_argument("--table", type=Path, default=TABLE, help="the table to rewrite")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no GPU: the table is measured on one")
+    arch = architecture(torch.device("cuda", 0))
+    for D in options.D:
+        for dropout in (False, True):
+            new = [row for T in options.T for row in tune(arch, D, dropout, T, T == options.T[-1])]
+            write(options.table, new)  # after each, so that a run that is cut off keeps what it has
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
