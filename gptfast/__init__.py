@@ -58,3 +58,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+def _install_hf_attention() -> None:
+    from . import hf_hook  # attn_implementation="gptfast" in Hugging Face models, when they are imported
+
+    hf_hook.install()
+
+
+_install_hf_attention()

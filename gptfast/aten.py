@@ -52,6 +52,29 @@ def causal_attention(
     return y.transpose(1, 2)  # [B, T, H, D]
 
 
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    Tq, S = q.shape[1], k_cache.shape[1]
+    position = lengths.clamp(0, S)[:, None] - Tq + torch.arange(Tq, device=q.device)  # [B, Tq]
+    j = torch.arange(S, device=q.device)
+    seen = j <= position[:, :, None]  # [B, Tq, S]
+    if window is not None:
+        seen = seen & (position[:, :, None] - j < window)
+    unused = ~seen.any(1)[:, :, None, None]  # may hold NaN, which a weight of zero does not hide
+    k, v = (x.masked_fill(unused, 0).transpose(1, 2) for x in (k_cache, v_cache))
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=scale, enable_gqa=q.shape[2] != k_cache.shape[2]
+    )
+    return y.transpose(1, 2).masked_fill((position < 0)[:, :, None, None], 0)
+
+
 class _ShortAttention(torch.autograd.Function):
     """Attention with the scores in memory, as batched matrix multiplications: q, k, v [B * H, T, D] on a CPU.
 

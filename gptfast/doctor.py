@@ -109,7 +109,25 @@ def devices() -> Iterator[Finding]:
     chosen = precision.choose(device)
     yield Finding("will use", "device", f"{device.type}, {torch.get_num_threads()} CPU threads")
     yield Finding("will use", "precision", f"{chosen.name}: {chosen.reason}")
-    yield Finding("will use", "kernels", "ATen: gptfast.ops runs PyTorch's own kernels on every device in this version")
+    yield Finding("will use", "kernels", _kernels(gpus > 0))
+
+
+def _kernels(gpu: bool) -> str:
+    """What gptfast.ops runs on the best device."""
+    import torch
+
+    if not gpu:
+        return "ATen: Triton's kernels need a GPU"
+    from . import ops
+
+    if not ops.TRITON:
+        return "ATen: Triton is not installed"
+    from .kernels import launch
+
+    arch = launch.architecture(torch.device("cuda", 0))
+    measured = any(row.measured for key, rows in launch.table().items() if key[0] == arch for _, row in rows)
+    where = "as its launch table says" if measured else "for windows, packed documents and decoding"
+    return f"Triton on {arch} {where}; ATen for the rest"
 
 
 def _cpu() -> tuple[str, list[str]]:

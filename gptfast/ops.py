@@ -19,8 +19,8 @@ from .aten import embedding, gelu, layer_norm, linear_cross_entropy
 from .kernels.reference import document_bounds
 
 __all__ = [
-    "causal_attention", "causal_attention_qkvpacked", "document_bounds", "embedding", "gelu", "layer_norm",
-    "linear_cross_entropy",
+    "causal_attention", "causal_attention_qkvpacked", "decode_attention", "document_bounds", "embedding", "gelu",
+    "layer_norm", "linear_cross_entropy",
 ]  # fmt: skip
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -66,11 +66,37 @@ def causal_attention_qkvpacked(
     return aten.causal_attention(q, k, v, **arguments)
 
 
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """`gptfast.kernels.decode_attention` on a GPU: PyTorch has nothing that reads lengths on the device but a mask."""
+    if _takes(q, k_cache, v_cache, scale) and q.shape[1] <= 16:
+        from .kernels.decode import decode_attention as fused
+
+        return fused(q, k_cache, v_cache, lengths, scale=scale, window=window)
+    return aten.decode_attention(q, k_cache, v_cache, lengths, scale=scale, window=window)
+
+
 def _attention_in_triton(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout_p: float, window: int | None,
     cu_seqlens: Tensor | None,
 ) -> bool:  # fmt: skip
     """Whether the kernel takes these tensors, and is to be preferred for them."""
+    if not _takes(q, k, v, scale):
+        return False
+    if window is not None or cu_seqlens is not None:
+        return True  # PyTorch would hold a mask [T, T], and compute what it hides
+    return _preferred(str(q.device), dropout_p > 0, q.shape[-1], q.element_size(), q.requires_grad)
+
+
+def _takes(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> bool:
+    """Whether the Triton kernels of attention run on these tensors, and right."""
     if q.device.type not in TRITON_DEVICES or not TRITON:
         return False
     D = q.shape[-1]
@@ -79,17 +105,16 @@ def _attention_in_triton(
         return False
     if any(x.dtype != q.dtype or x.stride(-1) != 1 for x in (q, k, v)):
         return False
-    if scale is not None and not 0 < scale < math.inf:
-        return False
-    if window is not None or cu_seqlens is not None:
-        return True  # PyTorch would hold a mask [T, T], and compute what it hides
-    return _preferred(str(q.device), dropout_p > 0, D, q.element_size(), q.requires_grad)
+    return scale is None or 0 < scale < math.inf
 
 
-@torch.compiler.assume_constant_result
 def _preferred(device: str, dropout: bool, D: int, size: int, gradients: bool) -> bool:
     from .kernels import launch
 
     kernels = ("forward", "backward_kv") if gradients else ("forward",)
     arch = launch.architecture(torch.device(device))
     return all(launch.choose(arch, kernel, dropout, D, size, 1 << 30).prefer == "triton" for kernel in kernels)
+
+
+# As torch.compiler.assume_constant_result does, which would import torch._dynamo, and Triton with it, for everybody.
+_preferred._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -166,12 +166,22 @@ def _attention(case: Case) -> None:
         run.backward(do, q, k, v, do, lse, None, *rest, case.kernel != "backward_atomic")
 
 
+def _decode(case: Case) -> None:
+    from .decode import forward
+
+    S = case.T or 4096
+    q, k, v = (torch.empty(2, T, 12, case.D, dtype=DTYPES[case.bytes], device="meta") for T in (1, S, S))
+    lengths = torch.empty(2, dtype=torch.int32, device="meta")
+    forward(q, k, v, lengths, 0.125, 256 if case.bounds else None)
+
+
 # Kernel in the table -> the function that launches it, and the name it is compiled under.
 KERNELS: dict[str, tuple[Callable[[Case], None], str]] = {
     "forward": (_attention, "attention_forward"),
     "backward_kv": (_attention, "attention_backward_kv"),
     "backward_q": (_attention, "attention_backward_q"),
     "backward_atomic": (_attention, "attention_backward_kv"),
+    "decode": (_decode, "decode_split"),
 }
 
 
@@ -195,6 +205,8 @@ def complaints(case: Case, got: Report, recorded: list[str] | None) -> Iterator[
         yield f"spills {got.spills} bytes"
     if got.shared > SHARED[case.arch]:
         yield f"takes {got.shared} bytes of shared memory of {SHARED[case.arch]}"
+    if not {"wgmma", "tcgen05", "mma", "mfma"} & set(got.instructions) and case.bytes == 2:
+        yield "uses no matrix instruction"
     if recorded is None:
         yield f"is not in {BOUNDS.name}; record it with --write"
     for name in recorded or ():
@@ -211,6 +223,8 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("TRITON_INTERPRET is set, under which nothing is compiled; unset it")
     bounds = json.loads(BOUNDS.read_text(encoding="utf-8")) if BOUNDS.exists() else {}
+    if arguments.write:
+        bounds = {name: found for name, found in bounds.items() if name.split()[0] not in arguments.arch}
     todo = list(cases(arguments.arch))
     print(f"{'':44} {'registers':>9} {'spills':>6} {'shared':>7}  instructions")
     bad = 0

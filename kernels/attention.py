@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import attention_launch as run
 from .checks import check_attention
-from .launch import check_device
+from .launch import autocast, check_device, plain
 from .reference import document_bounds
 
 
@@ -52,14 +52,14 @@ def causal_attention(
     `scale` is 1/sqrt(D) by default. `window`: a query sees the last `window` keys, itself among them. `cu_seqlens`
     int32 [documents + 1]: boundaries over the flattened [B * T] positions, or what `document_bounds` made of them once
     for many calls. `dropout_p`, in steps of 2^-16, drops probabilities by the mask of reference.dropout_mask, its seed
-    drawn from torch's generator of the device. `deterministic=False` lets gradients of q be added up in any order,
-    which is faster. Raises ValueError or TypeError, naming the argument.
+    drawn from torch's generator of the device. `deterministic=False` lets 16-bit gradients of q be added up in any
+    order, which is faster. Raises ValueError or TypeError, naming the argument.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     check_attention(q, k, v, scale, dropout_p, window, cu_seqlens)
     check_device(q, "q")
     arguments = _arguments(q, k, scale, dropout_p, window, cu_seqlens, deterministic)
-    if _plain(q, k, v):
+    if plain(q, k, v):
         return _Attention.apply(q, k, v, *arguments)
     return torch.ops.gptfast.causal_attention(q, k, v, *arguments)[0]
 
@@ -74,23 +74,16 @@ def causal_attention_qkvpacked(
     deterministic: bool = True,
 ) -> Tensor:
     """`causal_attention` of the slices of qkv [B, T, 3, H, D]; its gradient is one tensor, not three to be stacked."""
-    (qkv,) = _autocast(qkv)
+    (qkv,) = autocast(qkv)
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv is {list(qkv.shape)}; it must be [B, T, 3, H, D]")
     q, k, v = qkv.unbind(2)
     check_attention(q, k, v, scale, dropout_p, window, cu_seqlens)
     check_device(qkv, "qkv")
     arguments = _arguments(q, k, scale, dropout_p, window, cu_seqlens, deterministic)
-    if _plain(qkv):
+    if plain(qkv):
         return _PackedAttention.apply(qkv, *arguments)
     return torch.ops.gptfast.causal_attention_qkvpacked(qkv, *arguments)[0]
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    return tuple(x.to(torch.get_autocast_dtype(device)) if x.is_floating_point() else x for x in tensors)
 
 
 def _arguments(
@@ -106,16 +99,6 @@ def _arguments(
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=q.device)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     return bounds, seed, scale, float(dropout_p), window, deterministic
-
-
-def _plain(*tensors: Tensor) -> bool:
-    """Whether nothing watches the call, so that an autograd function will do without the dispatcher's overhead."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
 
 
 class _Attention(torch.autograd.Function):

@@ -11,22 +11,25 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_backward import attention_backward_kv, attention_backward_q, attention_delta
 from .attention_forward import attention_forward
-from .launch import launch_for, tma_fits
+from .launch import launch_for, on_device, tma_fits
 from .reference import dropout_threshold
 
 # Heads are walked through in groups whose keys and values stay in the L2 cache while the group's tiles read them.
 GROUP_BYTES = 16 << 20
 
 
-def _precision(x: Tensor) -> str:
+def precision(x: Tensor) -> str:
     """How fp32 matrices are multiplied: in tf32 where PyTorch's own setting says so, else as precisely as fp32.
 
     On NVIDIA that is three tf32 products on the matrix units: Triton's exact form, "ieee", keeps whole operands in
-    registers and spills at every head dimension (272 to 2,288 bytes on sm_90). AMD's units multiply fp32.
+    registers and spills (272 to 2,288 bytes on sm_90). Above a head dimension of 128 the parts of three products spill
+    more, and do not fit the shared memory of sm_89. AMD's units multiply fp32.
     """
     if x.dtype != torch.float32 or torch.version.hip:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return "tf32x3" if x.shape[-1] <= 128 else "ieee"
 
 
 def _group(k: Tensor) -> int:
@@ -39,12 +42,12 @@ def _features(
     threshold = dropout_threshold(dropout_p) if seed is not None else 0
     constants = {
         "D": q.shape[3], "BD": max(16, triton.next_power_of_2(q.shape[3])), "WINDOW": window or 0,
-        "DOCUMENTS": bounds is not None, "DROPOUT": seed is not None, "PRECISION": _precision(q),
+        "DOCUMENTS": bounds is not None, "DROPOUT": seed is not None, "PRECISION": precision(q),
     }  # fmt: skip
     return threshold, 65536 / (65536 - threshold), constants
 
 
-def _accumulator(q: Tensor) -> torch.dtype:
+def accumulator(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
@@ -59,7 +62,7 @@ def forward(
     """o [B, Tq, H, D] and lse fp32 [B, H, Tq]."""
     (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
     o = q.new_empty(B, Tq, H, D)
-    lse = q.new_empty(B, H, Tq, dtype=_accumulator(q))
+    lse = q.new_empty(B, H, Tq, dtype=accumulator(q))
     if o.numel() == 0:
         return o, lse
     threshold, rescale, constants = _features(q, bounds, seed, dropout_p, window)
@@ -69,12 +72,13 @@ def forward(
     tensors: Any = (q, k, v)
     if tma:
         tensors = (_descriptor(q, launch.BM, BD), _descriptor(k, launch.BN, BD), _descriptor(v, launch.BN, BD))
-    attention_forward[(triton.cdiv(Tq, launch.BM) * B * H,)](
-        *tensors, o, lse, None if bounds is None else bounds[0], seed,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
-        B, H, H // Hkv, Tq, Tk, _group(k), scale, threshold, rescale,
-        **constants, BM=launch.BM, BN=launch.BN, TMA=tma, num_warps=launch.warps, num_stages=launch.stages,
-    )  # fmt: skip
+    with on_device(q):  # the backward is called by autograd, which has seen to it
+        attention_forward[(triton.cdiv(Tq, launch.BM) * B * H,)](
+            *tensors, o, lse, None if bounds is None else bounds[0], seed,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
+            B, H, H // Hkv, Tq, Tk, _group(k), scale, threshold, rescale,
+            **constants, BM=launch.BM, BN=launch.BN, TMA=tma, num_warps=launch.warps, num_stages=launch.stages,
+        )  # fmt: skip
     return o, lse
 
 
@@ -134,13 +138,14 @@ def backward_into(
 
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
     sizes = (B, H, H // Hkv, Tq, Tk, _group(k), scale, threshold, rescale)
-    sum_q = None if deterministic else q.new_zeros(B, Tq, H, D, dtype=lse.dtype)
-    launch = launch_for(q, "backward_kv" if deterministic else "backward_atomic", D, Tk, seed is not None)
+    one_pass = not deterministic and q.element_size() == 2  # in fp32 its tiles do not fit everywhere
+    sum_q = q.new_zeros(B, Tq, H, D, dtype=lse.dtype) if one_pass else None
+    launch = launch_for(q, "backward_atomic" if one_pass else "backward_kv", D, Tk, seed is not None)
     tma = launch.tma and D == BD and tma_fits(q, k, v, do)
     attention_backward_kv[(triton.cdiv(Tk, launch.BN) * B * Hkv,)](
         *_sources(q, k, v, do, launch.BM, launch.BN, BD, tma), dk, dv, sum_q, lse, delta, low, high, seed,
         *strides, *dk.stride()[:3], *dv.stride()[:3], *sizes,
-        **constants, BM=launch.BM, BN=launch.BN, TMA=tma, ATOMIC=not deterministic, num_warps=launch.warps,
+        **constants, BM=launch.BM, BN=launch.BN, TMA=tma, ATOMIC=one_pass, num_warps=launch.warps,
         num_stages=launch.stages,
     )  # fmt: skip
     if sum_q is not None:

@@ -22,42 +22,11 @@ def check_attention(
     window: int | None,
     cu_seqlens: Tensor | None,
 ) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
-        if x.dim() != 4:
-            raise ValueError(f"{name} is {list(x.shape)}; it must be [B, T, H, D]")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} is {_name(x.dtype)}; it must be float16, bfloat16 or float32")
-        if x.dtype != q.dtype:
-            raise TypeError(f"{name} is {_name(x.dtype)} and q is {_name(q.dtype)}; they must be of one dtype")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} and q on {q.device}; they must be on one device")
-        if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel():
-            raise ValueError(f"{name} has a last stride of {x.stride(-1)}; it must be 1: pass {name}.contiguous()")
-        if x.stride(1) >= MOST_STRIDE and x.shape[1] > 1:
-            raise ValueError(f"{name} has a stride of {x.stride(1)} between positions; it must be below {MOST_STRIDE}")
-    (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
-    if k.shape != v.shape:
-        raise ValueError(f"k is {list(k.shape)} and v is {list(v.shape)}; they must have one shape")
-    if k.shape[0] != B or k.shape[3] != D:
-        raise ValueError(f"q is {list(q.shape)} and k is {list(k.shape)}; B and D must agree")
-    if D % 8 or not 16 <= D <= 256:
-        raise ValueError(f"the head dimension D is {D}; it must be {HEAD_DIMENSIONS}")
-    if Hkv == 0 or H % Hkv:
-        raise ValueError(f"q has {H} heads and k has {Hkv}; the heads of q must be a multiple of those of k")
-    if Tq > Tk:
-        raise ValueError(f"q has {Tq} positions and k has {Tk}; there must be no more queries than keys")
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale is {scale}; it must be a finite number above 0")
+    _check_heads({"q": q, "k": k, "v": v})
+    _check_scale_and_window(scale, window)
     check_dropout(dropout_p)
-    if window is not None:
-        if isinstance(window, bool) or not isinstance(window, (int, torch.SymInt)):
-            raise TypeError(f"window is {window!r}; it must be a whole number of keys, or None")
-        if window < 1:
-            raise ValueError(f"window is {window}; it must be at least 1, or None for all keys")
     if cu_seqlens is not None:
-        _check_documents(cu_seqlens, B, Tq, Tk)
+        _check_documents(cu_seqlens, q.shape[0], q.shape[1], k.shape[1])
 
 
 def check_dropout(dropout_p: float) -> None:

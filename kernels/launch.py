@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,9 +98,34 @@ def check_device(x: Tensor, name: str) -> None:
         )
 
 
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """Where x is not on the current GPU, makes its own the current one: Triton launches there."""
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
+
+
 def tma_fits(*tensors: Tensor) -> bool:
     """Whether the tensor memory accelerator can read them: 16-byte aligned start and strides, none of them zero."""
     return all(
         x.data_ptr() % 16 == 0 and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
         for x in tensors
+    )
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as autocast wants them; what is not a tensor is left for the checks to name."""
+    if not all(isinstance(x, Tensor) for x in tensors) or not torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether nothing watches the call, so that an autograd function will do without the dispatcher's overhead."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
     )

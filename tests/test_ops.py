@@ -50,6 +50,18 @@ def test_grouped_heads():
         torch.testing.assert_close(function(q, k, v), want.transpose(1, 2))
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_decode_attention(window):
+    q, k, v = torch.randn(4, 2, 4, 8), torch.randn(4, 30, 2, 8), torch.randn(4, 30, 2, 8)
+    lengths = torch.tensor([0, 1, 17, 30], dtype=torch.int32)
+    for b, length in enumerate(lengths.tolist()):
+        k[b, length:], v[b, length:] = torch.nan, torch.nan
+    got = ops.decode_attention(q, k, v, lengths, window=window)
+    torch.testing.assert_close(got, reference.decode_attention(q, k, v, lengths, window=window))
+    whole = reference.causal_attention(q[3:], k[3:], v[3:], window=window)
+    torch.testing.assert_close(got[3:], whole)
+
+
 def test_a_nan_stays_in_its_batch_row():
     q, k, v = torch.randn(3, 2, 40, 2, 8).unbind(0)
     want = ops.causal_attention(q, k, v)

@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FORWARD, BACKWARD, TILES = "attention_forward.py", "attention_backward.py", "attention_tiles.py"
 ATTENTION = ("test_attention.py",)
+DECODE = ("test_decode_attention.py",)
 
 # name -> (file, what is there, what takes its place, the tests that must notice)
 FAULTS = {
@@ -50,6 +51,11 @@ FAULTS = {
     "32-bit offsets": (TILES, "tl.to_tensor(row).to(tl.int64) * stride_t", "tl.to_tensor(row).to(tl.int32) * stride_t", ATTENTION),
     "dq of keys past the end": (BACKWARD, "tl.cdiv(tl.maximum(start + BN - 1 - shift, 0), BM) * BM", "tl.cdiv(tl.maximum(tl.minimum(start + BN, Tk) - 1 - shift, 0), BM) * BM", ATTENTION),
     "one pass without its last rows": (BACKWARD, "mask=(rows < Tq)[:, None] & (width < D)[None, :]", "mask=(rows < Tq - 1)[:, None] & (width < D)[None, :]", ATTENTION),
+    "values past the length": ("decode.py", "stride_vh, end, D", "stride_vh, S, D", DECODE),
+    "parts nobody wrote": ("decode.py", "live = tl.cdiv(length - first, tl.maximum(step, 1))", "live = splits", DECODE),
+    "parts not rescaled": ("decode.py", "l = l * alpha + tl.sum(w * l_s, 0)", "l = l + tl.sum(w * l_s, 0)", DECODE),
+    "a position too far": ("decode.py", "position = length - Tq + rows // G", "position = length - Tq + 1 + rows // G", DECODE),
+    "window of decoding off by one": ("decode.py", "j > position[:, None] - WINDOW", "j >= position[:, None] - WINDOW", DECODE),
 }  # fmt: skip
 
 
