@@ -1,11 +1,12 @@
 """The ahead-of-time gate: every row of the launch table, compiled without a GPU, must still fit its architecture.
 
-    python -m gptfast.kernels.aot [--arch sm_90] [--write]
+    python -m gptfast.kernels.aot [--arch sm_90] [--slow] [--write]
 
 The kernels' own launch code is called on tensors without memory, with Triton stopped before it would load the result,
 so what is compiled is what a call compiles. Printed are registers, spilled bytes, shared memory and which matrix and
 copy instructions are used; the exit status is 1 where a kernel spills, takes more shared memory than its architecture
-has, or loses an instruction that aot_bounds.json records. --write records anew, after a change that is meant.
+has, or loses an instruction that aot_bounds.json records. --write records anew, after a change that is meant. Rows
+that the dispatch leaves to PyTorch may spill, take minutes to compile, and are left out without --slow.
 """
 
 from __future__ import annotations
@@ -185,12 +186,12 @@ KERNELS: dict[str, tuple[Callable[[Case], None], str]] = {
 }
 
 
-def cases(archs: list[str]) -> Iterator[Case]:
+def cases(archs: list[str], slow: bool) -> Iterator[Case]:
     from .launch import TABLE
 
     for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]:
         for bounds in (True,) if row["dropout"] else (False, True):
-            if row["arch"] in archs:
+            if row["arch"] in archs and (slow or row["prefer"] != "sdpa" or row["measured"]):
                 shape = {name: row[name] for name in ("arch", "kernel", "dropout", "D", "bytes")}
                 yield Case(**shape, T=row["T"] or 0, bounds=bounds, slow=row["prefer"] == "sdpa")
 
@@ -217,6 +218,7 @@ def complaints(case: Case, got: Report, recorded: list[str] | None) -> Iterator[
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gptfast.kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="*", default=list(SHARED), choices=list(SHARED), help="architectures (all)")
+    parser.add_argument("--slow", action="store_true", help="also the rows that are left to PyTorch")
     parser.add_argument("--write", action="store_true", help=f"record the instructions used in {BOUNDS.name}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()
@@ -225,7 +227,7 @@ def main() -> int:
     bounds = json.loads(BOUNDS.read_text(encoding="utf-8")) if BOUNDS.exists() else {}
     if arguments.write:
         bounds = {name: found for name, found in bounds.items() if name.split()[0] not in arguments.arch}
-    todo = list(cases(arguments.arch))
+    todo = list(cases(arguments.arch, arguments.slow or arguments.write))
     print(f"{'':44} {'registers':>9} {'spills':>6} {'shared':>7}  instructions")
     bad = 0
     with ProcessPoolExecutor(arguments.jobs) as pool:
