@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# Everything that a GPU is needed for, in one call: build, correctness (bf16 too), kernels against their peers, tokenizer.
+# Everything that a GPU is needed for, in one call: build, correctness (bf16 too), kernels against their peers,
+# training, generation, tokenizer.
 #
-#     benchmarks/gpu_run.sh --out FOLDER [--tune] [--quick]
+#     benchmarks/gpu_run.sh --out FOLDER [--tune] [--quick] [--only STEP]...
+#
+# Steps: build tests tune attention train model-tests tokenizer (tune only with --tune or --only tune).
 #
 # A step that fails is reported and does not stop the next; each leaves a log in FOLDER, and the summary comes last.
 # Needs no network: what the machine's Python lacks is left out, and said.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out="" tune="" quick=""
+out="" tune="" quick="" only=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --out) out="${2:?--out needs a folder}"; shift 2 ;;
         --tune) tune=1; shift ;;
+        --only) only+=" ${2:?--only needs a step}"; shift 2 ;;
         --quick) quick=--quick; shift ;;
-        *) echo "usage: benchmarks/gpu_run.sh --out FOLDER [--tune] [--quick]" >&2; exit 2 ;;
+        *) echo "usage: benchmarks/gpu_run.sh --out FOLDER [--tune] [--quick] [--only STEP]..." >&2; exit 2 ;;
     esac
 done
 [ -n "$out" ] || { echo "error: --out FOLDER is missing" >&2; exit 2; }
@@ -21,16 +25,18 @@ mkdir -p "$out" build
 out="$(cd "$out" && pwd)"
 python="${PYTHON:-python3}"
 
-# The package as an install would lay it out, without one: gptfast with kernels/ inside.
+# The package as an install would lay it out, without one: gptfast with kernels/ inside. PYTHONSAFEPATH keeps the checkout
+# itself, whose gptfast/ has no kernels, off the path.
 view="$PWD/build/gpu-view"
 rm -rf "$view" && mkdir -p "$view/gptfast"
 ln -s "$PWD"/gptfast/* "$PWD/kernels" "$view/gptfast/"
-export PYTHONPATH="$view:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$view:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1
 
 summary=""
 step() { # NAME SECONDS COMMAND...
     local name="$1" limit="$2" start="$SECONDS"
     shift 2
+    [ -z "$only" ] || [[ " $only " == *" $name "* ]] || return 0
     echo "== $name"
     timeout "$limit" "$@" > "$out/$name.log" 2>&1
     local status=$?
@@ -54,9 +60,15 @@ core() {
 export -f core
 export python view
 step build 300 bash -c core
-step tests 420 "$python" -m pytest -q -p no:cacheprovider tests/kernels --ignore tests/kernels/test_aot.py
-[ -n "$tune" ] && step tune 500 "$python" benchmarks/tune_attention.py --table kernels/launch_table.json && cp kernels/launch_table.json "$out/"
+workers=""  # kernels compile for most of the time of their tests
+"$python" -c 'import xdist' 2>/dev/null && workers="-n $(nproc)"
+step tests 420 "$python" -m pytest -q -rfE --tb=short -p no:cacheprovider $workers tests/kernels --ignore tests/kernels/test_aot.py
+[[ -n "$tune" || "$only" == *tune* ]] && step tune 500 "$python" benchmarks/tune_attention.py --table kernels/launch_table.json && cp kernels/launch_table.json "$out/"
 step attention 500 "$python" benchmarks/attention.py $quick --json "$out/attention.json"
+step train 400 "$python" benchmarks/train_gpu.py --json "$out/train.json"
 step model-tests 300 "$python" -m pytest -q -p no:cacheprovider tests/test_model.py tests/test_ops.py tests/test_precision.py
+if "$python" -c 'import tyro' 2>/dev/null; then
+    step tokenizer 300 "$python" benchmarks/tokenizer.py document batch decode --quick --json "$out/tokenizer.json"
+fi
 echo "== summary"
 printf '%s' "$summary" | tee "$out/summary.txt"

@@ -76,10 +76,11 @@ def decode_attention(
     window: int | None = None,
 ) -> Tensor:
     """`gptfast.kernels.decode_attention` on a GPU: PyTorch has nothing that reads lengths on the device but a mask."""
-    if _takes(q, k_cache, v_cache, scale) and q.shape[1] <= 16:
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_cache, v_cache))
+    if _takes(q, k_cache, v_cache, scale) and q.shape[1] <= 16 and not gradients:
         from .kernels.decode import decode_attention as fused
 
-        return fused(q, k_cache, v_cache, lengths, scale=scale, window=window)
+        return fused(q, k_cache, v_cache, lengths.to(torch.int32), scale=scale, window=window)
     return aten.decode_attention(q, k_cache, v_cache, lengths, scale=scale, window=window)
 
 
@@ -92,7 +93,11 @@ def _attention_in_triton(
         return False
     if window is not None or cu_seqlens is not None:
         return True  # PyTorch would hold a mask [T, T], and compute what it hides
-    return _preferred(str(q.device), dropout_p > 0, q.shape[-1], q.element_size(), q.requires_grad)
+    # Numbers that a traced graph may depend on: the table's own head dimensions, and no length.
+    D = 64 if q.shape[-1] <= 64 else 128 if q.shape[-1] <= 128 else 256
+    dropout = True if dropout_p > 0 else False
+    T = 1 << 30 if torch.compiler.is_compiling() else k.shape[1]
+    return _preferred(str(q.device), dropout, D, q.element_size(), T, q.requires_grad)
 
 
 def _takes(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> bool:
@@ -108,12 +113,12 @@ def _takes(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> bool:
     return scale is None or 0 < scale < math.inf
 
 
-def _preferred(device: str, dropout: bool, D: int, size: int, gradients: bool) -> bool:
+def _preferred(device: str, dropout: bool, D: int, size: int, T: int, gradients: bool) -> bool:
     from .kernels import launch
 
     kernels = ("forward", "backward_kv") if gradients else ("forward",)
     arch = launch.architecture(torch.device(device))
-    return all(launch.choose(arch, kernel, dropout, D, size, 1 << 30).prefer == "triton" for kernel in kernels)
+    return all(launch.choose(arch, kernel, dropout, D, size, T).prefer == "triton" for kernel in kernels)
 
 
 # As torch.compiler.assume_constant_result does, which would import torch._dynamo, and Triton with it, for everybody.

@@ -13,7 +13,7 @@ import triton.language as tl
 from .attention_tiles import LOG2E, exponential, first_key, keep, last_query, load_tile, program, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Tq"])
 def attention_delta(
     o, do, delta, stride_ob, stride_ot, stride_oh, stride_gb, stride_gt, stride_gh, H, Tq,
     D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
@@ -27,10 +27,10 @@ def attention_delta(
     ACC: tl.constexpr = delta.dtype.element_ty
     rows = start + tl.arange(0, BM)
     total = tl.sum(o_tile.to(ACC) * do_tile.to(ACC), 1)
-    tl.store(delta + tl.to_tensor(pair).to(tl.int64) * Tq + rows, total, mask=rows < Tq)
+    tl.store(delta + tl.cast(pair, tl.int64) * Tq + rows, total, mask=rows < Tq)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "Tq", "Tk", "group"])  # another length is no new kernel
 def attention_backward_kv(
     q, k, v, do, dk, dv, dq, lse, delta, low, high, seed,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
@@ -103,8 +103,8 @@ def _walk_queries(
     """Add what queries [begin, end) give to dk (without its factor `scale`) and dv, both [BN, BD]."""
     WIDE: tl.constexpr = k_tile.dtype.primitive_bitwidth >= 32
     unit = 1.0 if WIDE else LOG2E
-    lse += tl.to_tensor(pair).to(tl.int64) * Tq
-    delta += tl.to_tensor(pair).to(tl.int64) * Tq
+    lse += tl.cast(pair, tl.int64) * Tq
+    delta += tl.cast(pair, tl.int64) * Tq
     for start in tl.range(begin, end, BM):
         rows = start + tl.arange(0, BM)
         q_tile = load_tile(q, b, start, h, stride_qb, stride_qt, stride_qh, Tq, D, BM, BD, TMA, True)
@@ -131,13 +131,13 @@ def _walk_queries(
         if ATOMIC:
             dq_tile = tl.dot(tl.trans(dst), k_tile, input_precision=PRECISION, out_dtype=dk.dtype)  # [BM, BD]
             width = tl.arange(0, BD)
-            place = dq + ((tl.to_tensor(b).to(tl.int64) * Tq + start) * H + h) * D
+            place = dq + ((tl.cast(b, tl.int64) * Tq + start) * H + h) * D
             place += tl.arange(0, BM)[:, None] * (H * D) + width[None, :]
             tl.atomic_add(place, dq_tile, mask=(rows < Tq)[:, None] & (width < D)[None, :], sem="relaxed")
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "Tq", "Tk", "group"])  # another length is no new kernel
 def attention_backward_q(
     q, k, v, do, dq, lse, delta, low, seed,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
@@ -158,8 +158,8 @@ def attention_backward_q(
     first = first_key(position, b, low, Tk, WINDOW, DOCUMENTS)
     q_tile = load_tile(q, b, start, h, stride_qb, stride_qt, stride_qh, Tq, D, BM, BD, TMA, True)
     do_tile = load_tile(do, b, start, h, stride_gb, stride_gt, stride_gh, Tq, D, BM, BD, TMA, True)
-    row_lse = tl.load(lse + tl.to_tensor(pair).to(tl.int64) * Tq + rows, mask=rows < Tq, other=float("inf"))  # [BM]
-    row_delta = tl.load(delta + tl.to_tensor(pair).to(tl.int64) * Tq + rows, mask=rows < Tq, other=0.0)
+    row_lse = tl.load(lse + tl.cast(pair, tl.int64) * Tq + rows, mask=rows < Tq, other=float("inf"))  # [BM]
+    row_delta = tl.load(delta + tl.cast(pair, tl.int64) * Tq + rows, mask=rows < Tq, other=0.0)
 
     end = tl.minimum(start + BM + shift, Tk)
     diagonal = (start + shift + 1) // BN * BN

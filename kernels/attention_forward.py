@@ -13,7 +13,7 @@ import triton.language as tl
 from .attention_tiles import LOG2E, exponential, first_key, keep, load_tile, program, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "Tq", "Tk", "group"])  # another length is no new kernel
 def attention_forward(
     q, k, v, o, lse, low, seed,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,

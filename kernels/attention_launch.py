@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_backward import attention_backward_kv, attention_backward_q, attention_delta
 from .attention_forward import attention_forward
+from .checks import MOST_STRIDE
 from .launch import launch_for, on_device, tma_fits
 from .reference import dropout_threshold
 
@@ -67,17 +68,16 @@ def forward(
         return o, lse
     threshold, rescale, constants = _features(q, bounds, seed, dropout_p, window)
     BD = constants["BD"]
-    launch = launch_for(q, "forward", D, Tk, seed is not None)
-    tma = launch.tma and D == BD and tma_fits(q, k, v)
+    launch = launch_for(q, "forward", D, Tk, seed is not None, D == BD and tma_fits(q, k, v))
     tensors: Any = (q, k, v)
-    if tma:
+    if launch.tma:
         tensors = (_descriptor(q, launch.BM, BD), _descriptor(k, launch.BN, BD), _descriptor(v, launch.BN, BD))
     with on_device(q):  # the backward is called by autograd, which has seen to it
         attention_forward[(triton.cdiv(Tq, launch.BM) * B * H,)](
             *tensors, o, lse, None if bounds is None else bounds[0], seed,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
             B, H, H // Hkv, Tq, Tk, _group(k), scale, threshold, rescale,
-            **constants, BM=launch.BM, BN=launch.BN, TMA=tma, num_warps=launch.warps, num_stages=launch.stages,
+            **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
     return o, lse
 
@@ -123,7 +123,7 @@ def backward_into(
         dk.zero_()
         dv.zero_()
         return
-    do = do if do.stride(-1) == 1 else do.contiguous()
+    do = do if do.stride(-1) == 1 and do.stride(1) < MOST_STRIDE else do.contiguous()
     threshold, rescale, constants = _features(q, bounds, seed, dropout_p, window)
     BD = constants["BD"]
     low, high = (None, None) if bounds is None else bounds.unbind(0)
@@ -140,23 +140,22 @@ def backward_into(
     sizes = (B, H, H // Hkv, Tq, Tk, _group(k), scale, threshold, rescale)
     one_pass = not deterministic and q.element_size() == 2  # in fp32 its tiles do not fit everywhere
     sum_q = q.new_zeros(B, Tq, H, D, dtype=lse.dtype) if one_pass else None
-    launch = launch_for(q, "backward_atomic" if one_pass else "backward_kv", D, Tk, seed is not None)
-    tma = launch.tma and D == BD and tma_fits(q, k, v, do)
+    aligned = D == BD and tma_fits(q, k, v, do)
+    launch = launch_for(q, "backward_atomic" if one_pass else "backward_kv", D, Tk, seed is not None, aligned)
     attention_backward_kv[(triton.cdiv(Tk, launch.BN) * B * Hkv,)](
-        *_sources(q, k, v, do, launch.BM, launch.BN, BD, tma), dk, dv, sum_q, lse, delta, low, high, seed,
+        *_sources(q, k, v, do, launch.BM, launch.BN, BD, launch.tma), dk, dv, sum_q, lse, delta, low, high, seed,
         *strides, *dk.stride()[:3], *dv.stride()[:3], *sizes,
-        **constants, BM=launch.BM, BN=launch.BN, TMA=tma, ATOMIC=one_pass, num_warps=launch.warps,
+        **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, ATOMIC=one_pass, num_warps=launch.warps,
         num_stages=launch.stages,
     )  # fmt: skip
     if sum_q is not None:
         dq.copy_(sum_q.mul_(scale))
         return
-    launch = launch_for(q, "backward_q", D, Tk, seed is not None)
-    tma = launch.tma and D == BD and tma_fits(q, k, v, do)
+    launch = launch_for(q, "backward_q", D, Tk, seed is not None, aligned)
     attention_backward_q[(triton.cdiv(Tq, launch.BM) * B * H,)](
-        *_sources(q, k, v, do, launch.BM, launch.BN, BD, tma), dq, lse, delta, low, seed,
+        *_sources(q, k, v, do, launch.BM, launch.BN, BD, launch.tma), dq, lse, delta, low, seed,
         *strides, *dq.stride()[:3], *sizes,
-        **constants, BM=launch.BM, BN=launch.BN, TMA=tma, num_warps=launch.warps, num_stages=launch.stages,
+        **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
 
 

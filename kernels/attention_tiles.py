@@ -23,11 +23,7 @@ def load_tile(
     else:
         rows = tl.arange(0, ROWS)[:, None]
         columns = tl.arange(0, BD)[None, :]
-        start = (
-            tl.to_tensor(b).to(tl.int64) * stride_b
-            + tl.to_tensor(row).to(tl.int64) * stride_t
-            + tl.to_tensor(h).to(tl.int64) * stride_h
-        )
+        start = tl.cast(b, tl.int64) * stride_b + tl.cast(row, tl.int64) * stride_t + tl.cast(h, tl.int64) * stride_h
         pointers = x + start + (rows * stride_t + columns)
         if CHECK and D < BD:
             tile = tl.load(pointers, mask=(rows < T - row) & (columns < D), other=0.0)
@@ -47,11 +43,7 @@ def store_tile(
     """The inverse of load_tile, through a pointer."""
     rows = tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, BD)[None, :]
-    x += (
-        tl.to_tensor(b).to(tl.int64) * stride_b
-        + tl.to_tensor(row).to(tl.int64) * stride_t
-        + tl.to_tensor(h).to(tl.int64) * stride_h
-    )
+    x += tl.cast(b, tl.int64) * stride_b + tl.cast(row, tl.int64) * stride_t + tl.cast(h, tl.int64) * stride_h
     tl.store(x + rows * stride_t + columns, tile.to(x.dtype.element_ty), mask=(rows < T - row) & (columns < D))
 
 
@@ -76,7 +68,7 @@ def first_key(position, b, low, T, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr
     if WINDOW > 0:
         first = tl.maximum(position - WINDOW + 1, 0)
     if DOCUMENTS:
-        first = tl.maximum(first, tl.load(low + tl.to_tensor(b).to(tl.int64) * T + tl.minimum(position, T - 1)))
+        first = tl.maximum(first, tl.load(low + tl.cast(b, tl.int64) * T + tl.minimum(position, T - 1)))
     return first
 
 
@@ -87,7 +79,7 @@ def last_query(position, b, high, T, WINDOW: tl.constexpr, DOCUMENTS: tl.constex
     if WINDOW > 0:
         last = tl.minimum(position + WINDOW, T)
     if DOCUMENTS:
-        last = tl.minimum(last, tl.load(high + tl.to_tensor(b).to(tl.int64) * T + tl.minimum(position, T - 1)))
+        last = tl.minimum(last, tl.load(high + tl.cast(b, tl.int64) * T + tl.minimum(position, T - 1)))
     return last
 
 

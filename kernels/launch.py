@@ -35,7 +35,7 @@ class Launch:
     stages: int
     tma: bool = False
     measured: bool = False  # on a GPU
-    prefer: str = ""  # "sdpa" where PyTorch's own was measured to be faster, "triton" where it was not
+    prefer: str = ""  # "sdpa" where PyTorch's own is faster (measured, or the row spills), "triton" where it was not
 
 
 # Small tiles make small tests cross many of them.
@@ -53,34 +53,34 @@ def architecture(device: torch.device) -> str:
 
 @functools.cache
 def table() -> dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]]:
-    """(architecture, kernel, dropout, largest head dimension, bytes an element) -> [(longest T, launch)]."""
+    """(architecture, kernel, dropout, largest head dimension, bytes an element) -> [(longest T, launch)], with TMA first."""
     rows: dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]] = {}
     for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]:
         key = tuple(row.pop(name) for name in ("arch", "kernel", "dropout", "D", "bytes"))
         rows.setdefault(key, []).append((row.pop("T") or 1 << 62, Launch(**row)))
     for row in rows.values():
-        row.sort(key=lambda x: x[0])
+        row.sort(key=lambda x: (x[0], not x[1].tma))
     return rows
 
 
 @functools.cache
-def choose(arch: str, kernel: str, dropout: bool, D: int, size: int, T: int) -> Launch:
-    """The row for head dimension D, elements of `size` bytes and T keys."""
+def choose(arch: str, kernel: str, dropout: bool, D: int, size: int, T: int, aligned: bool = True) -> Launch:
+    """The row for head dimension D, elements of `size` bytes and T keys; without `aligned`, one that needs no TMA."""
     names = NEAREST.get(arch) or (("gfx942",) if arch.startswith("gfx") else ("sm_80",))
     D = 64 if D <= 64 else 128 if D <= 128 else 256
     for name in names:
         for drop in (True, False) if dropout else (False,):
             for longest, launch in table().get((name, kernel, drop, D, size), ()):
-                if T <= longest:
+                if T <= longest and (aligned or not launch.tma):
                     return launch
     raise NotImplementedError(f"{TABLE.name} has no row for {arch}, {kernel}, head dimension {D}, {size} bytes")
 
 
-def launch_for(x: Tensor, kernel: str, D: int, T: int, dropout: bool = False) -> Launch:
-    """The launch for tensors like x; in the interpreter, small tiles."""
+def launch_for(x: Tensor, kernel: str, D: int, T: int, dropout: bool = False, aligned: bool = True) -> Launch:
+    """The launch for tensors like x; in the interpreter, small tiles. `aligned`: TMA can read them."""
     if INTERPRET:
-        return INTERPRETED[x.dtype == torch.float16]
-    return choose(architecture(x.device), kernel, dropout, D, x.element_size(), T)
+        return INTERPRETED[x.dtype == torch.float16 and aligned]
+    return choose(architecture(x.device), kernel, dropout, D, x.element_size(), T, aligned)
 
 
 def check_device(x: Tensor, name: str) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_boundaries
+
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -51,8 +53,10 @@ def document_bounds(cu_seqlens: Tensor, B: int, T: int) -> Tensor:
     """int32 [2, B, T]: the first position of each position's document, and one past the last, within its row.
 
     `cu_seqlens` [documents + 1] holds the boundaries over the flattened [B * T] positions; a document ends with its
-    row. A kernel takes either; what serves many layers is made once.
+    row. A kernel takes either; what serves many layers is made once. Raises ValueError for boundaries that decrease or
+    do not end at B * T.
     """
+    check_boundaries(cu_seqlens, B * T)
     cu = cu_seqlens.to(torch.int32)
     positions = torch.arange(B * T, device=cu.device, dtype=torch.int32)
     document = torch.bucketize(positions, cu[1:-1], right=True)

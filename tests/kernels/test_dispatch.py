@@ -103,3 +103,27 @@ def test_a_model_with_windows_and_documents(compiled, calls, monkeypatch):
     monkeypatch.setattr(ops, "TRITON_DEVICES", set())
     for a, b in zip(with_kernels, loss_and_gradients(model, idx, targets, cuts), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_for_any_shape(monkeypatch):
+    measured(monkeypatch, "triton")
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.causal_attention_qkvpacked, fullgraph=True, backend="aot_eager", dynamic=True)
+    for T in (20, 33):
+        qkv = torch.randn(1, T, 3, 2, 16)
+        torch.testing.assert_close(compiled(qkv), ops.causal_attention_qkvpacked(qkv))
+
+
+def test_decode_attention_takes_what_it_takes_on_a_cpu():
+    q, k, v = torch.randn(2, 1, 2, 16, requires_grad=True), *torch.randn(2, 2, 20, 2, 16).unbind(0)
+    lengths = torch.tensor([3, 20])  # int64
+    with_gradient = ops.decode_attention(q, k, v, lengths)
+    assert with_gradient.requires_grad
+    torch.testing.assert_close(ops.decode_attention(q.detach(), k, v, lengths), with_gradient.detach())
+
+
+def test_documents_that_do_not_fit_are_refused():
+    model = GPT(GPTConfig(vocab_size=64, context_length=64, n_layer=1, n_head=2, n_embd=32))
+    for cuts in ([0, 30], [0, 30, 20, 40]):
+        with pytest.raises(ValueError, match=r"it must rise from 0 to B \* T = 40 and never decrease"):
+            model(torch.zeros(1, 40, dtype=torch.long), cu_seqlens=torch.tensor(cuts, dtype=torch.int32))
