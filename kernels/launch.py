@@ -53,7 +53,7 @@ def architecture(device: torch.device) -> str:
 
 @functools.cache
 def table() -> dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]]:
-    """(architecture, kernel, dropout, largest head dimension, bytes an element) -> [(longest T, launch)], with TMA first."""
+    """(architecture, kernel, dropout, largest head dimension, bytes an element) -> [(longest T, launch)], TMA first."""
     rows: dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]] = {}
     for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]:
         key = tuple(row.pop(name) for name in ("arch", "kernel", "dropout", "D", "bytes"))
