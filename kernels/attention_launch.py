@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .attention_backward import attention_backward_kv, attention_backward_q, attention_delta
 from .attention_forward import attention_forward
 from .checks import MOST_STRIDE
-from .launch import launch_for, on_device, tma_fits
+from .launch import launch_for, on_device, options, tma_fits
 from .reference import dropout_threshold
 
 # Heads are walked through in groups whose keys and values stay in the L2 cache while the group's tiles read them.
@@ -77,7 +77,7 @@ def forward(
             *tensors, o, lse, None if bounds is None else bounds[0], seed,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
             B, H, H // Hkv, Tq, Tk, _group(k), scale, threshold, rescale,
-            **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, num_warps=launch.warps, num_stages=launch.stages,
+            **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, **options(launch),
         )  # fmt: skip
     return o, lse
 
@@ -131,7 +131,7 @@ def backward_into(
     delta = torch.empty_like(lse)
     rows = 32
     attention_delta[(triton.cdiv(Tq, rows) * B * H,)](
-        o, do, delta, *o.stride()[:3], *do.stride()[:3], H, Tq, D=D, BM=rows, BD=BD, num_warps=4
+        o, do, delta, *o.stride()[:3], *do.stride()[:3], H, Tq, D=D, BM=rows, BD=BD, num_warps=4, enable_fp_fusion=True
     )
     if dlse is not None:
         delta -= dlse
@@ -145,8 +145,7 @@ def backward_into(
     attention_backward_kv[(triton.cdiv(Tk, launch.BN) * B * Hkv,)](
         *_sources(q, k, v, do, launch.BM, launch.BN, BD, launch.tma), dk, dv, sum_q, lse, delta, low, high, seed,
         *strides, *dk.stride()[:3], *dv.stride()[:3], *sizes,
-        **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, ATOMIC=one_pass, num_warps=launch.warps,
-        num_stages=launch.stages,
+        **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, ATOMIC=one_pass, **options(launch),
     )  # fmt: skip
     if sum_q is not None:
         dq.copy_(sum_q.mul_(scale))
@@ -155,7 +154,7 @@ def backward_into(
     attention_backward_q[(triton.cdiv(Tq, launch.BM) * B * H,)](
         *_sources(q, k, v, do, launch.BM, launch.BN, BD, launch.tma), dq, lse, delta, low, seed,
         *strides, *dq.stride()[:3], *sizes,
-        **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, num_warps=launch.warps, num_stages=launch.stages,
+        **constants, BM=launch.BM, BN=launch.BN, TMA=launch.tma, **options(launch),
     )  # fmt: skip
 
 

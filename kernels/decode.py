@@ -33,7 +33,7 @@ from torch import Tensor
 from .attention_launch import accumulator, precision
 from .attention_tiles import LOG2E, exponential, load_tile
 from .checks import check_decode
-from .launch import autocast, check_device, launch_for, on_device, plain
+from .launch import autocast, check_device, launch_for, on_device, options, plain
 
 # Programs for each multiprocessor. Two, with two tiles of 64 keys and values each on the way, have 64 KB in flight at
 # D = 64 in 16 bits; an H200 needs 36 KB (4.8 TB/s / 132, for 1 us: derived, not measured).
@@ -106,11 +106,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float, wind
     with on_device(q):
         decode_split[(B * Hkv * tiles * splits,)](
             q, k, v, lengths, o, part, sums, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *sizes, scale,
-            **constants, BM=BM, SPLIT=splits > 1, PRECISION=precision(q), num_warps=launch.warps,
-            num_stages=launch.stages,
+            **constants, BM=BM, SPLIT=splits > 1, PRECISION=precision(q), **options(launch),
         )  # fmt: skip
         if splits > 1:
-            decode_combine[(B * Tq * H,)](part, sums, lengths, o, *sizes, **constants, num_warps=1)
+            decode_combine[(B * Tq * H,)](
+                part, sums, lengths, o, *sizes, **constants, num_warps=1, enable_fp_fusion=True
+            )
     return o
 
 

@@ -11,6 +11,7 @@ import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -81,6 +82,13 @@ def launch_for(x: Tensor, kernel: str, D: int, T: int, dropout: bool = False, al
     if INTERPRET:
         return INTERPRETED[x.dtype == torch.float16 and aligned]
     return choose(architecture(x.device), kernel, dropout, D, x.element_size(), T, aligned)
+
+
+def options(launch: Launch) -> dict[str, Any]:
+    """What Triton is told beside the tiles. A multiply and an add become one FMA by our word, not by its default, which
+    Triton 3.10 turns off.
+    """
+    return {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
 
 
 def check_device(x: Tensor, name: str) -> None:
