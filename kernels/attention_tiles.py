@@ -99,8 +99,9 @@ def keep(seed, pair, i, j, threshold, BM: tl.constexpr, BN: tl.constexpr):
 
     reference.dropout_mask is the definition. One call of Philox gives eight elements, 16 bits each: two rows 8 apart by
     four keys 8 apart, which lie in the same thread of a matrix unit's accumulator. The compiler sees that and moves
-    nothing between threads (0 bytes of shared memory, counted in the code for sm_90): 46 instructions for 8 elements,
-    where one call an element takes 330. i is a multiple of 16, j of 32.
+    nothing between threads: a plain forward with tiles of 128 x 64 has 1,723 instructions on sm_90 (counted in its
+    disassembly), 2,954 with this, 5,863 with one call an element, and the same shared memory. (Where rows are keys, in
+    the kernel of dK and dV, bits go through 8 KB of it.) i is a multiple of 16, j of 32.
     """
     rows = i // 2 + tl.arange(0, BM // 2)[:, None]
     columns = j // 4 + tl.arange(0, BN // 4)[None, :]

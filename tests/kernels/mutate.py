@@ -48,7 +48,7 @@ FAULTS = {
     "delta left out": (BACKWARD, "ds = p * (dp - delta[:, None])", "ds = p * dp", ATTENTION),
     "heads of another group": (FORWARD, "h // G, stride_vb", "h % (1 if G == 1 else 2) * 0, stride_vb", ATTENTION),
     "log-sum-exp in base 2": (FORWARD, "total = m + tl.log(l) if WIDE", "total = m + tl.log2(l) if WIDE", ATTENTION),
-    "32-bit offsets": (TILES, "tl.to_tensor(row).to(tl.int64) * stride_t", "tl.to_tensor(row).to(tl.int32) * stride_t", ATTENTION),
+    "32-bit offsets": (TILES, "tl.cast(row, tl.int64) * stride_t", "tl.cast(row, tl.int32) * stride_t", ATTENTION),
     "dq of keys past the end": (BACKWARD, "tl.cdiv(tl.maximum(start + BN - 1 - shift, 0), BM) * BM", "tl.cdiv(tl.maximum(tl.minimum(start + BN, Tk) - 1 - shift, 0), BM) * BM", ATTENTION),
     "one pass without its last rows": (BACKWARD, "mask=(rows < Tq)[:, None] & (width < D)[None, :]", "mask=(rows < Tq - 1)[:, None] & (width < D)[None, :]", ATTENTION),
     "values past the length": ("decode.py", "stride_vh, end, D", "stride_vh, S, D", DECODE),
