@@ -78,7 +78,9 @@ def noticed(fault: tuple[str, str, str, tuple[str, ...]]) -> str | None:
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0].split("::")[-1].split(" - ")[0] if failed else None
+    if failed:
+        return failed[0].split("::")[-1].split(" - ")[0]
+    return "the process died" if result.returncode < 0 else None
 
 
 def main() -> int:

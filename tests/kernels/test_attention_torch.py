@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import torch._inductor.config
 from gptfast.kernels import causal_attention, causal_attention_qkvpacked, reference
 from torch.utils.checkpoint import checkpoint
 
@@ -66,9 +67,9 @@ def run(function, inputs, **features):
 
 
 @pytest.mark.parametrize("features", FEATURES, ids=str)
-def test_compiled_without_a_graph_break_it_is_the_same(features, monkeypatch):
+@torch._inductor.config.patch(fallback_random=True)  # the seed of dropout from the same generator as eager's
+def test_compiled_without_a_graph_break_it_is_the_same(features):
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)  # the seed of dropout from the same generator
     # Eager code behind the traced graph: what is tested is the tracing, and inductor compiles C++ for half a minute.
     backend = "inductor" if CUDA else "aot_eager"
     compiled = torch.compile(causal_attention, fullgraph=True, backend=backend)
