@@ -66,7 +66,8 @@ step tests 420 "$python" -m pytest -q -rfE --tb=short -p no:cacheprovider $worke
 [[ -n "$tune" || "$only" == *tune* ]] && step tune 500 "$python" benchmarks/tune_attention.py --table kernels/launch_table.json && cp kernels/launch_table.json "$out/"
 step attention 500 "$python" benchmarks/attention.py $quick --json "$out/attention.json"
 step train 400 "$python" benchmarks/train_gpu.py --json "$out/train.json"
-step model-tests 300 "$python" -m pytest -q -p no:cacheprovider tests/test_model.py tests/test_ops.py tests/test_precision.py
+step model-tests 300 "$python" -m pytest -q -p no:cacheprovider tests/test_model.py tests/test_ops.py \
+    tests/test_precision.py tests/test_generate.py tests/test_hf_attention.py
 if "$python" -c 'import tyro' 2>/dev/null; then
     step tokenizer 300 "$python" benchmarks/tokenizer.py document batch decode --quick --json "$out/tokenizer.json"
 fi

@@ -13,26 +13,21 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
-from plain_gpt import PlainGPT, plain_optimizer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from train_steps import VOCAB, Step, gptfast_step, plain_step
 
 import gptfast
 from gptfast.doctor import devices, versions
 from gptfast.machine import matmul_rate
-from gptfast.optim import adamw
-from gptfast.precision import ComputeCopy, keep_memory
+from gptfast.precision import keep_memory
 
 SIZES = {"small": (6, 6, 384, 16, 256), "gpt2": (12, 12, 768, 4, 256)}  # layers, heads, width, batch, context
-VOCAB = 50304
-Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -45,44 +40,6 @@ class Options:
     """Run only these rows."""
     json: Path | None = None
     """Also write the figures here."""
-
-
-def plain_step(size: tuple[int, ...], bf16: bool, compiled: bool) -> Step:
-    layers, heads, width, _, context = size
-    model = PlainGPT(layers, heads, width, context, VOCAB)
-    optimizer = plain_optimizer(model)
-    run = torch.compile(model) if compiled else model
-
-    def step(idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-            loss = run(idx, targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step
-
-
-def gptfast_step(size: tuple[int, ...], compiled: bool) -> Step:
-    layers, heads, width, _, context = size
-    config = gptfast.GPTConfig(VOCAB, context, layers, heads, width)
-    copy = ComputeCopy(gptfast.GPT(config), torch.bfloat16)
-    optimizer = adamw(copy.master, 6e-4)
-    run = torch.compile(copy.model) if compiled else copy.model
-
-    def step(idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        copy.clear_gradients()
-        loss = run(idx, targets)
-        loss.backward()
-        copy.collect_gradients()
-        nn.utils.clip_grad_norm_(copy.master.parameters(), 1.0)
-        optimizer.step()
-        copy.refresh()
-        return loss.detach()
-
-    return step
 
 
 def default_memory() -> None:
@@ -99,12 +56,13 @@ def default_memory() -> None:
 def main(options: Options) -> None:
     size = SIZES[options.size]
     layers, heads, width, batch, context = size
+    shape = layers, heads, width, context
     rows: dict[str, Callable[[], Step]] = {
-        "plain fp32": lambda: plain_step(size, bf16=False, compiled=False),
-        "plain bf16 autocast": lambda: plain_step(size, bf16=True, compiled=False),
-        "plain bf16 autocast + compile": lambda: plain_step(size, bf16=True, compiled=True),
-        "gptfast bf16": lambda: gptfast_step(size, compiled=False),
-        "gptfast bf16 + compile": lambda: gptfast_step(size, compiled=True),
+        "plain fp32": lambda: plain_step(shape, bf16=False, compiled=False),
+        "plain bf16 autocast": lambda: plain_step(shape, bf16=True, compiled=False),
+        "plain bf16 autocast + compile": lambda: plain_step(shape, bf16=True, compiled=True),
+        "gptfast bf16": lambda: gptfast_step(shape, compiled=False),
+        "gptfast bf16 + compile": lambda: gptfast_step(shape, compiled=True),
     }
     rows = {name: make for name, make in rows.items() if not options.only or name in options.only}
     console = Console()

@@ -21,51 +21,20 @@ from typing import Any
 
 import torch
 from attention import ceilings, show
-from plain_gpt import PlainGPT, plain_optimizer
-from torch import nn
+from train_steps import VOCAB, Step, gptfast_step, plain_step
 
 import gptfast
 from gptfast import ops
-from gptfast.optim import adamw
-from gptfast.precision import ComputeCopy
 
-LAYERS, HEADS, WIDTH, CONTEXT, VOCAB = 12, 12, 768, 1024, 50304
-Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def plain(compiled: bool) -> Step:
-    model = PlainGPT(LAYERS, HEADS, WIDTH, CONTEXT, VOCAB).cuda()
-    optimizer = plain_optimizer(model)
-    run = torch.compile(model) if compiled else model
-
-    def step(idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = run(idx, targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step
+SIZE = LAYERS, HEADS, WIDTH, CONTEXT = 12, 12, 768, 1024
 
 
 def ours(compiled: bool, prefer: str) -> Step:
-    model = gptfast.GPT(gptfast.GPTConfig(VOCAB, CONTEXT, LAYERS, HEADS, WIDTH)).cuda()
-    copy = ComputeCopy(model, torch.bfloat16)
-    optimizer = adamw(copy.master, 6e-4)
-    run = torch.compile(copy.model) if compiled else copy.model
+    run = gptfast_step(SIZE, compiled, "cuda")
 
     def step(idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         use(prefer)
-        copy.clear_gradients()
-        loss = run(idx, targets)
-        loss.backward()
-        copy.collect_gradients()
-        nn.utils.clip_grad_norm_(copy.master.parameters(), 1.0)
-        optimizer.step()
-        copy.refresh()
-        return loss.detach()
+        return run(idx, targets)
 
     return step
 
@@ -105,8 +74,8 @@ def main() -> int:
         parser.error("no GPU; benchmarks/train_cpu.py measures a step on a CPU")
     flops, _ = ceilings()
     rows: dict[str, Callable[[], Step]] = {
-        "plain": lambda: plain(False),
-        "plain + compile": lambda: plain(True),
+        "plain": lambda: plain_step(SIZE, True, False, "cuda"),
+        "plain + compile": lambda: plain_step(SIZE, True, True, "cuda"),
         "gptfast": lambda: ours(False, ""),
         "gptfast Triton": lambda: ours(False, "triton"),
         "gptfast ATen": lambda: ours(False, "sdpa"),

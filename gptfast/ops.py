@@ -91,7 +91,7 @@ def _attention_in_triton(
     """Whether the kernel takes these tensors, and is to be preferred for them."""
     if not _takes(q, k, v, scale):
         return False
-    if window is not None or cu_seqlens is not None:
+    if cu_seqlens is not None or (window is not None and window < k.shape[1]):
         return True  # PyTorch would hold a mask [T, T], and compute what it hides
     # Numbers that a traced graph may depend on: the table's own head dimensions, and no length.
     D = 64 if q.shape[-1] <= 64 else 128 if q.shape[-1] <= 128 else 256

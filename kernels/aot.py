@@ -29,13 +29,8 @@ from unittest import mock
 import torch
 
 BOUNDS = Path(__file__).with_name("aot_bounds.json")
-SHARED = {
-    "sm_80": 166912,
-    "sm_89": 101376,
-    "sm_90": 232448,
-    "sm_100": 232448,
-    "gfx942": 65536,
-}  # bytes a block may have
+# Bytes of shared memory that a block may have
+SHARED = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 INSTRUCTIONS = {  # name in the report -> what the assembly holds
     "wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma": r"\bmma\.sync", "mfma": r"v_mfma",
     "tma": r"cp\.async\.bulk\.tensor", "cp.async": r"cp\.async\.c[ag]",

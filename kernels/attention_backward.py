@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tiles import LOG2E, exponential, first_key, keep, last_query, load_tile, program, store_tile
+from .attention_tiles import LOG2E, exponential, first_key, keep, key_ranges, last_query, load_tile, program, store_tile
 
 
 @triton.jit(do_not_specialize=["Tq"])
@@ -161,14 +161,7 @@ def attention_backward_q(
     row_lse = tl.load(lse + tl.cast(pair, tl.int64) * Tq + rows, mask=rows < Tq, other=float("inf"))  # [BM]
     row_delta = tl.load(delta + tl.cast(pair, tl.int64) * Tq + rows, mask=rows < Tq, other=0.0)
 
-    end = tl.minimum(start + BM + shift, Tk)
-    diagonal = (start + shift + 1) // BN * BN
-    begin = start * 0
-    whole = begin
-    if WINDOW > 0 or DOCUMENTS:
-        begin = first_key(start + shift, b, low, Tk, WINDOW, DOCUMENTS) // BN * BN
-        whole = tl.cdiv(first_key(end - 1, b, low, Tk, WINDOW, DOCUMENTS), BN) * BN
-        whole = tl.minimum(whole, diagonal)
+    begin, whole, diagonal, end = key_ranges(start, shift, b, low, Tk, BM, BN, WINDOW, DOCUMENTS)
 
     acc = tl.zeros([BM, BD], ACC)
     seed_value = tl.load(seed) if DROPOUT else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tiles import LOG2E, exponential, first_key, keep, load_tile, program, store_tile
+from .attention_tiles import LOG2E, exponential, first_key, keep, key_ranges, load_tile, program, store_tile
 
 
 @triton.jit(do_not_specialize=["B", "Tq", "Tk", "group"])  # another length is no new kernel
@@ -34,16 +34,7 @@ def attention_forward(
     first = first_key(position, b, low, Tk, WINDOW, DOCUMENTS)  # [BM]
     q_tile = load_tile(q, b, start, h, stride_qb, stride_qt, stride_qh, Tq, D, BM, BD, TMA, True)
 
-    # Keys [begin, whole) are cut off below for some queries, [whole, diagonal) seen by all, [diagonal, end) in the
-    # future of some.
-    end = tl.minimum(start + BM + shift, Tk)
-    diagonal = (start + shift + 1) // BN * BN
-    begin = start * 0
-    whole = begin
-    if WINDOW > 0 or DOCUMENTS:
-        begin = first_key(start + shift, b, low, Tk, WINDOW, DOCUMENTS) // BN * BN
-        whole = tl.cdiv(first_key(end - 1, b, low, Tk, WINDOW, DOCUMENTS), BN) * BN
-        whole = tl.minimum(whole, diagonal)
+    begin, whole, diagonal, end = key_ranges(start, shift, b, low, Tk, BM, BN, WINDOW, DOCUMENTS)
 
     m = tl.full([BM], -float("inf"), ACC)
     l = tl.zeros([BM], ACC)
@@ -70,7 +61,7 @@ def attention_forward(
     store_tile(o, acc, b, start, h, stride_ob, stride_ot, stride_oh, Tq, D, BM, BD)
     WIDE: tl.constexpr = q_tile.dtype.primitive_bitwidth >= 32
     total = m + tl.log(l) if WIDE else (m + tl.log2(l)) / LOG2E
-    tl.store(lse + pair.to(tl.int64) * Tq + rows, total, mask=rows < Tq)
+    tl.store(lse + tl.cast(pair, tl.int64) * Tq + rows, total, mask=rows < Tq)
 
 
 @triton.jit

@@ -23,8 +23,9 @@ def precision(x: Tensor) -> str:
     """How fp32 matrices are multiplied: in tf32 where PyTorch's own setting says so, else as precisely as fp32.
 
     On NVIDIA that is three tf32 products on the matrix units: Triton's exact form, "ieee", keeps whole operands in
-    registers and spills (272 to 2,288 bytes on sm_90). Above a head dimension of 128 the parts of three products spill
-    more, and do not fit the shared memory of sm_89. AMD's units multiply fp32.
+    registers and spilled with all tiles that were tried up to a head dimension of 128 (272 to 2,288 bytes on sm_90).
+    Above it the parts of three products spill more, and do not fit the shared memory of sm_89. AMD's units multiply
+    fp32.
     """
     if x.dtype != torch.float32 or torch.version.hip:
         return "ieee"
@@ -38,11 +39,12 @@ def _group(k: Tensor) -> int:
 
 
 def _features(
-    q: Tensor, bounds: Tensor | None, seed: Tensor | None, dropout_p: float, window: int | None
+    q: Tensor, k: Tensor, bounds: Tensor | None, seed: Tensor | None, dropout_p: float, window: int | None
 ) -> tuple[int, float, dict[str, Any]]:
     threshold = dropout_threshold(dropout_p) if seed is not None else 0
+    window = window if window is not None and window < k.shape[1] else 0  # a wider one hides nothing
     constants = {
-        "D": q.shape[3], "BD": max(16, triton.next_power_of_2(q.shape[3])), "WINDOW": window or 0,
+        "D": q.shape[3], "BD": max(16, triton.next_power_of_2(q.shape[3])), "WINDOW": window,
         "DOCUMENTS": bounds is not None, "DROPOUT": seed is not None, "PRECISION": precision(q),
     }  # fmt: skip
     return threshold, 65536 / (65536 - threshold), constants
@@ -66,7 +68,7 @@ def forward(
     lse = q.new_empty(B, H, Tq, dtype=accumulator(q))
     if o.numel() == 0:
         return o, lse
-    threshold, rescale, constants = _features(q, bounds, seed, dropout_p, window)
+    threshold, rescale, constants = _features(q, k, bounds, seed, dropout_p, window)
     BD = constants["BD"]
     launch = launch_for(q, "forward", D, Tk, seed is not None, D == BD and tma_fits(q, k, v))
     tensors: Any = (q, k, v)
@@ -124,7 +126,7 @@ def backward_into(
         dv.zero_()
         return
     do = do if do.stride(-1) == 1 and do.stride(1) < MOST_STRIDE else do.contiguous()
-    threshold, rescale, constants = _features(q, bounds, seed, dropout_p, window)
+    threshold, rescale, constants = _features(q, k, bounds, seed, dropout_p, window)
     BD = constants["BD"]
     low, high = (None, None) if bounds is None else bounds.unbind(0)
 

@@ -73,6 +73,26 @@ def first_key(position, b, low, T, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr
 
 
 @triton.jit
+def key_ranges(
+    start, shift, b, low, Tk, BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr
+):  # fmt: skip
+    """begin, whole, diagonal and end of the keys that queries start .. start + BM walk over.
+
+    Keys [begin, whole) are cut off below for some of the queries, [whole, diagonal) seen by all, [diagonal, end) in the
+    future of some; whole and diagonal lie between tiles. `shift` is Tk - Tq.
+    """
+    end = tl.minimum(start + BM + shift, Tk)
+    diagonal = (start + shift + 1) // BN * BN
+    begin = diagonal * 0
+    whole = begin
+    if WINDOW > 0 or DOCUMENTS:
+        begin = first_key(start + shift, b, low, Tk, WINDOW, DOCUMENTS) // BN * BN
+        whole = tl.cdiv(first_key(end - 1, b, low, Tk, WINDOW, DOCUMENTS), BN) * BN
+        whole = tl.minimum(whole, diagonal)
+    return begin, whole, diagonal, end
+
+
+@triton.jit
 def last_query(position, b, high, T, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr):
     """One past the last query's position that sees the key at `position`; `high` int32 [B, T] is the document's."""
     last = position * 0 + T

@@ -27,7 +27,7 @@ DECODE = ("test_decode_attention.py",)
 FAULTS = {
     "mask off by one": (FORWARD, "seen = columns[None, :] <= position", "seen = columns[None, :] < position", ATTENTION),
     "mask of the backward off by one": (BACKWARD, "<= rows[None, :] + shift", "< rows[None, :] + shift", ATTENTION),
-    "diagonal one tile late": (FORWARD, "(start + shift + 1) // BN * BN", "(start + shift + BM) // BN * BN", ATTENTION),
+    "diagonal one tile late": (TILES, "(start + shift + 1) // BN * BN", "(start + shift + BM) // BN * BN", ATTENTION),
     "aligned at the top": (FORWARD, "position = rows + shift", "position = rows", ATTENTION),
     "scale dropped": (BACKWARD, "store_tile(dk, dk_acc * scale", "store_tile(dk, dk_acc", ATTENTION),
     "scale dropped from dq": (BACKWARD, "store_tile(dq, acc * scale", "store_tile(dq, acc", ATTENTION),
@@ -44,7 +44,7 @@ FAULTS = {
     "window of the backward off by one": (TILES, "tl.minimum(position + WINDOW, T)", "tl.minimum(position + WINDOW - 1, T)", ATTENTION),
     "documents leak": (TILES, "first = tl.maximum(first, tl.load(low", "first = tl.minimum(first, tl.load(low", ATTENTION),
     "documents leak backward": (TILES, "last = tl.minimum(last, tl.load(high", "last = tl.maximum(last, tl.load(high", ATTENTION),
-    "first tile of a window skipped": (FORWARD, "BN) * BN\n        whole = tl.minimum(whole, diagonal)", "BN) * BN\n        begin = whole = tl.minimum(whole, diagonal)", ATTENTION),
+    "first tile of a window skipped": (TILES, "BN) * BN\n        whole = tl.minimum(whole, diagonal)", "BN) * BN\n        begin = whole = tl.minimum(whole, diagonal)", ATTENTION),
     "delta left out": (BACKWARD, "ds = p * (dp - delta[:, None])", "ds = p * dp", ATTENTION),
     "heads of another group": (FORWARD, "h // G, stride_vb", "h % (1 if G == 1 else 2) * 0, stride_vb", ATTENTION),
     "log-sum-exp in base 2": (FORWARD, "total = m + tl.log(l) if WIDE", "total = m + tl.log2(l) if WIDE", ATTENTION),

@@ -17,20 +17,11 @@ from rule import assert_as_good_as_torch, outputs_and_gradients, upstream
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # NaN and inf in the interpreter's numpy
+pytestmark = [
+    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),  # NaN and inf in the interpreter's numpy
+]
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * CUDA
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """What a kernel should write holds NaN before."""
-    new_empty, empty_like = torch.Tensor.new_empty, torch.empty_like
-
-    def poison(x):
-        return x.fill_(math.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
 
 
 def plain(q, k, v, *, scale=None, dropout_p=0.0, window=None, cu_seqlens=None, **_):
@@ -75,9 +66,10 @@ def check(tensors, function=causal_attention, **features):
 def cancellation(o, tensors, scale=None, dropout_p=0.0, **_):
     """The error of dq and dk from dS = P (dP - D), where dP and D are sums in fp32 that can be equal.
 
-    Each is rounded to within 2^-24 |dO| |v|, which bounds its partial sums (Cauchy-Schwarz); a row's sum of P is 1, and
-    dq = scale dS k. PyTorch takes P dP - P sum(P dP), which is exactly zero where one key has all the weight. At
-    T = 100, D = 16 it is 2e-6: nothing next to a fault.
+    A sum of D products is rounded D times, each time by at most 2^-24 |dO| |v|, which bounds its partial sums
+    (Cauchy-Schwarz); one rounding for each of the two is allowed here. A row's sum of P is 1, and dq = scale dS k.
+    PyTorch takes P dP - P sum(P dP), which is exactly zero where one key has all the weight. At T = 100, D = 16 it is
+    4.4e-6, where dq is up to 1.2: nothing next to a fault.
     """
     scale = 1 / math.sqrt(o.shape[-1]) if scale is None else scale
     largest = max(x.detach().abs().max().item() for x in tensors)

@@ -19,19 +19,11 @@ from torch.nn import functional as F
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # NaN and inf in the interpreter's numpy
+pytestmark = [
+    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),  # NaN and inf in the interpreter's numpy
+]
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * CUDA
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    new_empty = torch.Tensor.new_empty
-
-    def poison(*args, **options):
-        x = new_empty(*args, **options)
-        return x.fill_(math.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison)
 
 
 def seen_keys(lengths, Tq, S, window=None):
