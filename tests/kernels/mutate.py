@@ -44,7 +44,7 @@ FAULTS = {
     "window of the backward off by one": (TILES, "tl.minimum(position + WINDOW, T)", "tl.minimum(position + WINDOW - 1, T)", ATTENTION),
     "documents leak": (TILES, "first = tl.maximum(first, tl.load(low", "first = tl.minimum(first, tl.load(low", ATTENTION),
     "documents leak backward": (TILES, "last = tl.minimum(last, tl.load(high", "last = tl.maximum(last, tl.load(high", ATTENTION),
-    "first tile of a window skipped": (TILES, "BN) * BN\n        whole = tl.minimum(whole, diagonal)", "BN) * BN\n        begin = whole = tl.minimum(whole, diagonal)", ATTENTION),
+    "first tile of a window skipped": (TILES, "BN) * BN\n        whole = tl.minimum(whole, diagonal)", "BN) * BN\n        whole = tl.minimum(whole, diagonal)\n        begin = whole", ATTENTION),
     "delta left out": (BACKWARD, "ds = p * (dp - delta[:, None])", "ds = p * dp", ATTENTION),
     "heads of another group": (FORWARD, "h // G, stride_vb", "h % (1 if G == 1 else 2) * 0, stride_vb", ATTENTION),
     "log-sum-exp in base 2": (FORWARD, "total = m + tl.log(l) if WIDE", "total = m + tl.log2(l) if WIDE", ATTENTION),
