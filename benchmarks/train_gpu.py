@@ -43,7 +43,7 @@ def use(prefer: str) -> None:
     """Make every row of the launch table say `prefer`; "" leaves it as it is."""
     from gptfast.kernels import launch
 
-    ops.TRITON_DEVICES = set() if prefer == "sdpa" else {"cuda"}
+    ops.TRITON_DEVICES = set() if prefer == "torch" else {"cuda"}
     launch.table.cache_clear()
     launch.choose.cache_clear()
     if prefer == "triton":
@@ -78,7 +78,7 @@ def main() -> int:
         "plain + compile": lambda: plain_step(SIZE, True, True, "cuda"),
         "gptfast": lambda: ours(False, ""),
         "gptfast Triton": lambda: ours(False, "triton"),
-        "gptfast ATen": lambda: ours(False, "sdpa"),
+        "gptfast ATen": lambda: ours(False, "torch"),
         "gptfast Triton + compile": lambda: ours(True, "triton"),
     }
     idx, targets = torch.randint(VOCAB, (2, options.batch, CONTEXT), device="cuda")

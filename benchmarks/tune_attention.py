@@ -123,7 +123,7 @@ def tune(arch: str, D: int, dropout: bool, T: int, last: bool) -> Iterator[dict[
     theirs = sdpa_times(tensors, dropout)
     for kernel, options in found.items():
         i = 0 if kernel == "forward" else 1
-        prefer = "triton" if ours[i] <= theirs[i] else "sdpa"
+        prefer = "triton" if ours[i] <= theirs[i] else "torch"
         if options and not options[0][1].tma:
             options = options[:1]  # pointers are faster: they serve all tensors
         for ms, launch in options:

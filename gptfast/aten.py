@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .kernels import reference
+from .kernels.checks import check_linear_cross_entropy
+from .kernels.chunked import ChunkedCrossEntropy, reduced
+from .kernels.operator import autocast, first_derivative
 
-# Rows of logits held at once by `linear_cross_entropy`, in bytes of logits. Chunks this size keep the matrix
-# multiplications at full rate; the softmax works on blocks of SOFTMAX_BYTES inside them, so that its fp32 copy stays in
-# the cache.
-CHUNK_BYTES = 128 << 20
+# The softmax of a chunk of logits (kernels/chunked.py) works on blocks of this size, so that its fp32 copy stays in a
+# CPU's cache.
 SOFTMAX_BYTES = 8 << 20
 
 # On a CPU, ATen's fused attention is slower than plain matrix multiplications up to here, forward and backward
@@ -96,7 +97,7 @@ class _ShortAttention(torch.autograd.Function):
         return o
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # a second derivative is refused, not computed wrongly
+    @first_derivative
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
@@ -109,8 +110,23 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    s = (residual + (F.dropout(x, dropout_p) if dropout_p else x)).to(residual.dtype)
+    return F.layer_norm(s, s.shape[-1:], weight, bias, eps).to(x.dtype), s
+
+
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     return F.gelu(x, approximate=approximate)
+
+
+def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
+    return F.gelu(x + bias, approximate=approximate)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, approximate: str = "tanh") -> Tensor:
+    return F.gelu(F.linear(x, weight, bias), approximate=approximate)
 
 
 def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, dropout_p: float = 0.0, start: int = 0) -> Tensor:
@@ -118,77 +134,64 @@ def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, dropout_p: float = 0.0, sta
     return F.dropout(x, dropout_p) if dropout_p else x
 
 
+def cross_entropy(
+    logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    if not z_loss:
+        return F.cross_entropy(logits, targets, reduction=reduction, **options)
+    losses = F.cross_entropy(logits, targets, reduction="none", **options)
+    penalty = (z_loss * torch.logsumexp(logits, dim=1).square()).where(targets != ignore_index, 0.0)
+    return reduced(losses + penalty, targets, ignore_index, reduction)
+
+
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean"
-) -> Tensor:
-    """Loss and both gradients from chunks of logits that are overwritten by their own gradient: [N, V] is never held.
-
-    The gradients are made in the forward, while the logits are at hand, and scaled in the backward. Per-token losses
-    that need a gradient take the plain way, with all logits.
-    """
-    if torch.is_autocast_enabled(x.device.type):
-        x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction is {reduction!r}; it must be "mean", "sum" or "none"')
-    gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if gradients and reduction == "none":
-        logits = (x @ weight.T).to(torch.promote_types(x.dtype, torch.float32))
-        return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
-    return _chunked_cross_entropy(x, weight, targets, ignore_index, reduction, gradients)[0]
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean",
+    label_smoothing: float = 0.0, z_loss: float = 0.0, recompute: bool = False,
+) -> Tensor:  # fmt: skip
+    x, weight = autocast(x, weight)
+    check_linear_cross_entropy(x, weight, targets, ignore_index, reduction, label_smoothing, z_loss)
+    return _chunked(x, weight, targets, ignore_index, reduction, label_smoothing, z_loss, recompute)
 
 
-@torch.library.custom_op("gptfast::chunked_cross_entropy", mutates_args=())
-def _chunked_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss in fp32 (fp64 of fp64), and its gradients by x [N, C] and weight [V, C] (empty if not asked for)."""
-    N, V = x.shape[0], weight.shape[0]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    kept = targets != ignore_index
-    scale = kept.to(wide) / (kept.sum() if reduction == "mean" else 1)  # [N]
-    targets = targets.where(kept, 0)[:, None]
-    losses = x.new_empty(N, dtype=wide)
-    dx = torch.empty_like(x) if gradients else x.new_empty(0)
-    dw = torch.zeros_like(weight, dtype=wide) if gradients else x.new_empty(0)
-    chunk = max(1, math.ceil(N / max(1, math.ceil(N * V * x.element_size() / CHUNK_BYTES))))
-    block = max(1, SOFTMAX_BYTES // (V * 4)) if x.device.type == "cpu" else chunk
-    for start in range(0, N, chunk):
-        rows = slice(start, start + chunk)
-        logits = x[rows] @ weight.T  # [n, V]
-        for z, t, loss in zip(logits.split(block), targets[rows].split(block), losses[rows].split(block), strict=True):
-            p = torch.softmax(z, dim=1, dtype=wide)
-            # loss = (max(z) - z_t) + log sum exp(z - max(z)), and the largest p is one over that sum
-            loss.copy_(((z.amax(1, keepdim=True).to(wide) - z.gather(1, t)) - p.amax(1, keepdim=True).log())[:, 0])
-            if gradients:
-                z.copy_(p)
-                z.scatter_(1, t, (p.gather(1, t) - 1).to(z.dtype))
-        if gradients:
-            torch.mm(logits, weight, out=dx[rows])
-            dw += logits.T @ (x[rows] * scale[rows, None]).to(x.dtype)
-    if gradients:
-        dx.mul_(scale[:, None])
-    losses = (losses * scale).where(kept | (scale != scale), 0.0)  # NaN scale: no row is kept, and the mean is NaN
-    losses = losses if reduction == "none" else losses.sum()
-    return losses, dx, dw.to(weight.dtype)
+def _step(
+    logits: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float, *, losses: Tensor | None,
+    gradients: bool, upstream: Tensor | None,
+) -> None:  # fmt: skip
+    """Losses of rows of logits [n, V], and their gradient in the logits' place (kernels/loss.py has the formulas)."""
+    n, V = logits.shape
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    kept = (targets != ignore_index)[:, None]
+    targets = targets[:, None].where(kept, 0)
+    on_cpu = logits.device.type == "cpu"
+    block = max(1, SOFTMAX_BYTES // (V * 4)) if on_cpu else n
+    for start in range(0, n, block):
+        rows = slice(start, start + block)
+        z, t, some = logits[rows], targets[rows], kept[rows]
+        p = torch.softmax(z, dim=1, dtype=wide)
+        top = z.amax(1, keepdim=True).to(wide)
+        spread = -p.amax(1, keepdim=True).log()  # log sum exp(z - max z): the largest p is one over that sum
+        if losses is not None:
+            loss = (top - z.gather(1, t)) + spread
+            if smoothing:
+                loss += smoothing * (z.gather(1, t) - z.mean(1, keepdim=True, dtype=wide))
+            if z_loss:
+                loss += z_loss * (top + spread).square()
+            losses[rows] = loss.where(some, 0.0)[:, 0]
+        if not gradients:
+            continue
+        if z_loss:
+            p *= 1 + 2 * z_loss * (top + spread)
+        if smoothing:
+            p -= smoothing / V
+        p.scatter_add_(1, t, torch.full_like(t, smoothing - 1, dtype=wide))
+        if upstream is not None:
+            p *= upstream[rows, None]
+        if not on_cpu or not some.all():
+            p.masked_fill_(~some, 0.0)
+        z.copy_(p)
 
 
-@_chunked_cross_entropy.register_fake
-def _(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    losses = x.new_empty(x.shape[:1] if reduction == "none" else (), dtype=torch.promote_types(x.dtype, torch.float32))
-    return losses, x.new_empty(x.shape if gradients else 0), x.new_empty(weight.shape if gradients else 0)
-
-
-def _save_gradients(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*output[1:])
-
-
-def _scale_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # under create_graph
-        raise RuntimeError("linear_cross_entropy has no second derivative; use gptfast.kernels.reference for one")
-    dx, dw = ctx.saved_tensors
-    return dx * grad.to(dx.dtype), dw * grad.to(dw.dtype), None, None, None, None
-
-
-_chunked_cross_entropy.register_autograd(_scale_gradients, setup_context=_save_gradients)
+_chunked = ChunkedCrossEntropy("chunked_cross_entropy", _step)

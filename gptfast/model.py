@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import ops
 from .config import GPTConfig
@@ -43,14 +42,20 @@ class KVCache:
 
 
 class LayerNorm(nn.Module):
+    """LayerNorm, and before it the addition of a branch to the residual stream, which one kernel does in one pass."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.n_embd))
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
-        self.eps = config.layer_norm_eps
+        self.eps, self.dropout = config.layer_norm_eps, config.dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, branch: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """norm(s) and s = residual + dropout(branch), each [B, T, C]; without a branch s is residual."""
+        if branch is None:
+            return ops.layer_norm(residual, self.weight, self.bias, self.eps), residual
+        dropout = self.dropout if self.training else 0.0
+        return ops.add_layer_norm(branch, residual, self.weight, self.bias, self.eps, dropout)
 
 
 class Attention(nn.Module):
@@ -71,7 +76,7 @@ class Attention(nn.Module):
             q, k, v = qkv.unbind(2)  # [B, T, H, D], in place
             k, v = cache.append(self.layer, k, v)
             y = ops.causal_attention(q, k, v, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
-        return F.dropout(self.c_proj(y.reshape(B, T, C)), self.dropout, self.training)
+        return self.c_proj(y.reshape(B, T, C))
 
 
 class MLP(nn.Module):
@@ -80,10 +85,11 @@ class MLP(nn.Module):
         C = config.n_embd
         self.c_fc = nn.Linear(C, 4 * C, bias=config.bias)
         self.c_proj = nn.Linear(4 * C, C, bias=config.bias)
-        self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.c_proj(ops.gelu(self.c_fc(x))), self.dropout, self.training)
+        if type(self.c_fc) is not nn.Linear or self.c_fc._forward_hooks or self.c_fc._forward_pre_hooks:
+            return self.c_proj(ops.gelu(self.c_fc(x)))  # a layer that was wrapped, replaced or is watched
+        return self.c_proj(ops.linear_gelu(x, self.c_fc.weight, self.c_fc.bias))
 
 
 class Block(nn.Module):
@@ -92,9 +98,13 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = LayerNorm(config), LayerNorm(config)
         self.attn, self.mlp = Attention(config, layer), MLP(config)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cu_seqlens, cache)
-        return x + self.mlp(self.ln_2(x))
+    def forward(
+        self, branch: Tensor | None, residual: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The output of the MLP and the residual stream that it is to be added to, given those of the block before."""
+        x, residual = self.ln_1(branch, residual)
+        x, residual = self.ln_2(self.attn(x, cu_seqlens, cache), residual)
+        return self.mlp(x), residual
 
 
 class GPT(nn.Module):
@@ -145,12 +155,12 @@ class GPT(nn.Module):
         if cu_seqlens is not None:
             cu_seqlens = ops.document_bounds(cu_seqlens, *idx.shape)  # once for all layers
         dropout = self.config.dropout if self.training else 0.0
-        x = ops.embedding(idx, self.wte.weight, self.wpe.weight, dropout, start)
+        branch, residual = None, ops.embedding(idx, self.wte.weight, self.wpe.weight, dropout, start)
         for block in self.h:
-            x = block(x, cu_seqlens, cache)
+            branch, residual = block(branch, residual, cu_seqlens, cache)
         if cache is not None:
             cache.length += idx.shape[1]
-        return self.ln_f(x)
+        return self.ln_f(branch, residual)[0]
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cu_seqlens: Tensor | None = None, cache: KVCache | None = None

@@ -1,8 +1,9 @@
 """The one place that decides what runs. Everything above calls these functions and knows no device.
 
-Each has the signature of its namesake in `gptfast.kernels.reference`. On a GPU, attention runs as a Triton kernel where
-the launch table (gptfast/kernels/launch_table.json) says that it was measured to be faster there, and where PyTorch has
-no fused kernel at all: a window, packed documents. Everything else, and everything on a CPU, is ATen.
+Each has the signature of its namesake in `gptfast.kernels.reference`. What runs as a Triton kernel on a GPU is decided
+by the launch table (gptfast/kernels/launch_table.json): where PyTorch has a kernel of its own that does the same, when
+it was measured to be faster there; where it would take several passes over memory (a window, packed documents, fused
+operations on rows), unless it was measured to be slower. Everything else, and everything on a CPU, is ATen.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import aten
-from .aten import embedding, gelu, layer_norm, linear_cross_entropy
 from .kernels.reference import document_bounds
 
 __all__ = [
-    "causal_attention", "causal_attention_qkvpacked", "decode_attention", "document_bounds", "embedding", "gelu",
-    "layer_norm", "linear_cross_entropy",
+    "add_layer_norm", "bias_gelu", "causal_attention", "causal_attention_qkvpacked", "cross_entropy",
+    "decode_attention", "document_bounds", "embedding", "gelu", "layer_norm", "linear_cross_entropy", "linear_gelu",
 ]  # fmt: skip
 
 TRITON = importlib.util.find_spec("triton") is not None
 TRITON_DEVICES = {"cuda"}  # ROCm's tensors are "cuda" too
+ROW_WIDTHS = (1024, 2048, 4096, 8192, 16384)  # where the launch table's rows for LayerNorm end
 
 
 def causal_attention(
@@ -123,3 +125,110 @@ def _preferred(device: str, dropout: bool, D: int, size: int, T: int, gradients:
 
 # As torch.compiler.assume_constant_result does, which would import torch._dynamo, and Triton with it, for everybody.
 _preferred._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """`gptfast.kernels.layer_norm` where it was measured to be faster than F.layer_norm."""
+    if _row_kernels(x, ("norm_forward", "norm_backward"), fused=False):
+        from .kernels.norm import layer_norm as kernel
+
+        return kernel(x, weight, bias, eps)
+    return aten.layer_norm(x, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(s), s) for s = residual + dropout(x)."""
+    if _row_kernels(x, ("norm_forward", "norm_backward")):
+        from .kernels.norm import add_layer_norm as kernel
+
+        return kernel(x, residual, weight, bias, eps, dropout_p)
+    return aten.add_layer_norm(x, residual, weight, bias, eps, dropout_p)
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """`gptfast.kernels.gelu` where it was measured to be faster than F.gelu."""
+    if _row_kernels(x, ("gelu_forward", "gelu_backward"), fused=False):
+        from .kernels.activation import gelu as kernel
+
+        return kernel(x, approximate)
+    return aten.gelu(x, approximate)
+
+
+def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
+    """gelu(x + bias)."""
+    if _row_kernels(x, ("gelu_forward", "gelu_backward")):
+        from .kernels.activation import bias_gelu as kernel
+
+        return kernel(x, bias, approximate)
+    return aten.bias_gelu(x, bias, approximate)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, approximate: str = "tanh") -> Tensor:
+    """gelu(x @ weight.T + bias): x [..., C], weight [D, C], bias [D] -> [..., D].
+
+    The bias goes with the GELU where that is a kernel of ours, and with the matrix product elsewhere.
+    """
+    if bias is not None and _row_kernels(x, ("gelu_forward", "gelu_backward")):
+        return bias_gelu(F.linear(x, weight), bias, approximate)
+    return aten.linear_gelu(x, weight, bias, approximate)
+
+
+def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, dropout_p: float = 0.0, start: int = 0) -> Tensor:
+    """dropout(wte[idx] + wpe[positions]), positions counted from `start`."""
+    if _row_kernels(wte, ("embedding_forward", "embedding_backward")):
+        from .kernels.embed import embedding as kernel
+
+        return kernel(idx, wte, wpe, dropout_p, start)
+    return aten.embedding(idx, wte, wpe, dropout_p, start)
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Of logits [N, V] in any dtype, computed and returned in fp32."""
+    if _row_kernels(logits, ("cross_entropy",)):
+        from .kernels.loss import cross_entropy as kernel
+
+        return kernel(logits, targets, ignore_index, reduction, label_smoothing, z_loss)
+    return aten.cross_entropy(logits, targets, ignore_index, reduction, label_smoothing, z_loss)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean",
+    label_smoothing: float = 0.0, z_loss: float = 0.0, recompute: bool = False,
+) -> Tensor:  # fmt: skip
+    """`cross_entropy(x @ weight.T, targets)` in chunks, on every device: the logits are never held."""
+    arguments = (x, weight, targets, ignore_index, reduction, label_smoothing, z_loss, recompute)
+    if _row_kernels(x, ("cross_entropy",), width=weight.shape[0]):
+        from .kernels.linear_loss import linear_cross_entropy as kernel
+
+        return kernel(*arguments)
+    return aten.linear_cross_entropy(*arguments)
+
+
+def _row_kernels(x: Tensor, kernels: tuple[str, ...], fused: bool = True, width: int = 0) -> bool:
+    """Whether the Triton kernels run on rows like those of x, and are to be preferred: see the head of this file."""
+    if x.device.type not in TRITON_DEVICES or not TRITON or not x.dim():
+        return False
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return False
+    width = width or x.shape[-1]
+    if width == 0 or (kernels[0] == "norm_forward" and width > ROW_WIDTHS[-1]):
+        return False
+    # A number that a traced graph may depend on: the table's own width, not that of x.
+    width = next((w for w in ROW_WIDTHS if width <= w), 1 << 30)
+    return _rows_preferred(str(x.device), kernels, width, x.element_size(), fused)
+
+
+def _rows_preferred(device: str, kernels: tuple[str, ...], width: int, size: int, fused: bool) -> bool:
+    from .kernels import launch
+
+    arch = launch.architecture(torch.device(device))
+    prefer = [launch.choose(arch, kernel, False, width, size, 0).prefer for kernel in kernels]
+    return all(x == "triton" or (fused and x != "torch") for x in prefer)
+
+
+_rows_preferred._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -11,18 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import reference
+    from .activation import bias_gelu, gelu
     from .attention import causal_attention, causal_attention_qkvpacked
     from .decode import decode_attention
+    from .embed import embedding
+    from .linear_loss import linear_cross_entropy
+    from .loss import cross_entropy
+    from .norm import add_layer_norm, layer_norm
     from .reference import document_bounds
 
+# Modules have other names than the functions they hold, which importing them would hide.
 _HOME = {
+    "add_layer_norm": "norm",
+    "bias_gelu": "activation",
     "causal_attention": "attention",
     "causal_attention_qkvpacked": "attention",
+    "cross_entropy": "loss",
     "decode_attention": "decode",
     "document_bounds": "reference",
+    "embedding": "embed",
+    "gelu": "activation",
+    "layer_norm": "norm",
+    "linear_cross_entropy": "linear_loss",
 }
 
-__all__ = ["causal_attention", "causal_attention_qkvpacked", "decode_attention", "document_bounds", "reference"]
+__all__ = [
+    "add_layer_norm", "bias_gelu", "causal_attention", "causal_attention_qkvpacked", "cross_entropy",
+    "decode_attention", "document_bounds", "embedding", "gelu", "layer_norm", "linear_cross_entropy", "reference",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

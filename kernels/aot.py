@@ -1,13 +1,14 @@
 """The ahead-of-time gate: every row of the launch table, compiled without a GPU, must still fit its architecture.
 
-    python -m gptfast.kernels.aot [--arch sm_90] [--slow] [--write]
+    python -m gptfast.kernels.aot [--arch sm_90] [--kernel forward] [--slow] [--write]
 
 The kernels' own launch code is called on tensors without memory, with Triton stopped before it would load the result,
 so what is compiled is what a call compiles. Printed are registers, spilled bytes, shared memory and which matrix and
-copy instructions are used; the exit status is 1 where a kernel spills, takes more shared memory than its architecture
-has, or loses an instruction that aot_bounds.json records. --write records anew, after a change that is meant. Rows
-that the table says are slower than PyTorch (prefer "sdpa") may spill, take minutes to compile, and are left out without
---slow; windows and packed documents still run there.
+copy instructions are used, for kernels on rows also whether they move 16 bytes at a time and need no barrier; the exit
+status is 1 where a kernel spills, takes more shared memory than its architecture has, or loses what aot_bounds.json
+records. --write records anew, after a change that is meant. Rows that the table says are slower than PyTorch (prefer
+"torch") may spill, take minutes to compile, and are left out without --slow; windows and packed documents still run
+there.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ INSTRUCTIONS = {  # name in the report -> what the assembly holds
     "wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma": r"\bmma\.sync", "mfma": r"v_mfma",
     "tma": r"cp\.async\.bulk\.tensor", "cp.async": r"cp\.async\.c[ag]",
 }  # fmt: skip
+ROW_INSTRUCTIONS = {
+    "16 bytes": r"ld\.global[.\w:]*\.(v4\.b32|v2\.b64)|cp\.async\.c[ag]\S* .*, 0x10|_load_(dwordx4|b128)",
+    "barrier": r"bar\.sync|s_barrier",
+}
 TMA = ("sm_90", "sm_100")
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -46,7 +51,7 @@ class Case:
     arch: str
     kernel: str
     dropout: bool
-    D: int
+    D: int  # or the width of a row
     bytes: int
     T: int  # the longest sequence of the row; 0 for any
     bounds: bool
@@ -117,7 +122,7 @@ def compiled(arch: str, call: Callable[[], object], only: str | None = None) -> 
     return kernels
 
 
-def report(arch: str, kernel: Any) -> Report:
+def report(arch: str, kernel: Any, rows: bool = False) -> Report:
     if arch.startswith("gfx"):
         text = kernel.asm["amdgcn"]
         registers, spills = _number(r"\.vgpr_count:\s+(\d+)", text), _number(r"\.vgpr_spill_count:\s+(\d+)", text)
@@ -125,7 +130,10 @@ def report(arch: str, kernel: Any) -> Report:
         text = kernel.asm["ptx"]
         usage = _cubin_usage(kernel.asm["cubin"])
         registers, spills = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)  # spills go to the stack
-    found = tuple(name for name, pattern in INSTRUCTIONS.items() if re.search(pattern, text))
+    wanted = INSTRUCTIONS | (ROW_INSTRUCTIONS if rows else {})
+    found = tuple(name for name, pattern in wanted.items() if re.search(pattern, text))
+    if rows:
+        found = tuple(name for name in found if name != "barrier") + (() if "barrier" in found else ("no barrier",))
     return Report(registers, spills, kernel.metadata.shared, found)
 
 
@@ -175,6 +183,56 @@ def _decode(case: Case) -> None:
     forward(q, k, v, lengths, 0.125, 256 if case.bounds else None)
 
 
+def _tensors(case: Case, rows: int) -> list[Any]:
+    """x, dy, residual and its gradient [N, C]; a weight and a bias [C]; and the seed of dropout."""
+    matrices = torch.empty(4, rows, case.D, dtype=DTYPES[case.bytes], device="meta").unbind(0)
+    vectors = torch.empty(2, case.D, dtype=DTYPES[case.bytes], device="meta").unbind(0)
+    return [*matrices, *vectors, torch.empty(1, dtype=torch.int64, device="meta")]
+
+
+def _norm(case: Case) -> None:
+    """With the residual, dropout and all gradients: what holds the most in registers."""
+    from . import norm
+
+    x, dy, residual, ds, weight, bias, seed = _tensors(case, 8192)
+    statistics = torch.empty(8192, device="meta")
+    if case.kernel == "norm_forward":
+        norm._forward(x, residual, weight, bias, seed, 1e-5, 0.1)
+    else:
+        norm._backward(dy, ds, x, weight, statistics, statistics, seed, 0.1, x.dtype, True)
+
+
+def _gelu(case: Case) -> None:
+    from . import activation
+
+    x, dy, _, _, _, bias, _ = _tensors(case, 8192)
+    if case.kernel == "gelu_forward":
+        activation._forward(x, bias, True)
+    else:
+        activation._backward(dy, x, bias, True, True)
+
+
+def _embedding(case: Case) -> None:
+    from . import embed
+
+    wte, _, wpe, _, _, _, seed = _tensors(case, 1024)
+    idx = torch.empty(8, 1024, dtype=torch.int64, device="meta")
+    if case.kernel == "embedding_forward":
+        embed._forward(idx, wte, wpe, seed, 0.1, 0)
+    else:
+        dx = torch.empty(8, 1024, case.D, dtype=wte.dtype, device="meta")
+        embed._backward(dx, idx, seed, 0.1, 0, 1024, 1024)
+
+
+def _cross_entropy(case: Case) -> None:
+    from . import loss
+
+    logits, targets = _tensors(case, 64)[0], torch.empty(64, dtype=torch.int64, device="meta")
+    losses, upstream = torch.empty(2, 64, device="meta")
+    outputs = {"losses": losses, "log_z": losses, "gradient": logits}
+    loss.launch(logits, targets, -100, 0.1, 1e-4, **outputs, upstream=upstream, readable=case.D)
+
+
 # Kernel in the table -> the function that launches it, and the name it is compiled under.
 KERNELS: dict[str, tuple[Callable[[Case], None], str]] = {
     "forward": (_attention, "attention_forward"),
@@ -182,24 +240,44 @@ KERNELS: dict[str, tuple[Callable[[Case], None], str]] = {
     "backward_q": (_attention, "attention_backward_q"),
     "backward_atomic": (_attention, "attention_backward_kv"),
     "decode": (_decode, "decode_split"),
+    "norm_forward": (_norm, "norm_forward"),
+    "norm_backward": (_norm, "norm_backward"),
+    "gelu_forward": (_gelu, "gelu_forward"),
+    "gelu_backward": (_gelu, "gelu_backward"),
+    "embedding_forward": (_embedding, "embedding_forward"),
+    "embedding_backward": (_embedding, "token_sums"),
+    "cross_entropy": (_cross_entropy, "cross_entropy_rows"),
 }
+# The width of GPT-2's rows where the table says no other: of the kernels on rows, which have one case each.
+ROWS = {"norm": 768, "gelu": 3072, "embedding": 768, "cross": 50304}
 
 
-def cases(archs: list[str], slow: bool) -> Iterator[Case]:
+def _on_rows(kernel: str) -> bool:
+    return kernel.split("_")[0] in ROWS
+
+
+def cases(archs: list[str], kernels: list[str], slow: bool) -> Iterator[Case]:
     from .launch import TABLE
 
     for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]:
+        if row["arch"] not in archs or row["kernel"] not in kernels:
+            continue
+        left = row["prefer"] == "torch"
+        if left and not slow and not row["measured"]:
+            continue
+        shape = {name: row[name] for name in ("arch", "kernel", "dropout", "D", "bytes")}
+        if _on_rows(row["kernel"]):
+            shape["D"] = row["D"] or ROWS[row["kernel"].split("_")[0]]
+            yield Case(**shape, T=0, bounds=False, slow=left)
+            continue
+        pointers = not row["tma"] and row["arch"] in TMA and row["bytes"] == 2 and row["kernel"] != "decode"
         for bounds in (True,) if row["dropout"] else (False, True):
-            if row["arch"] in archs and (slow or row["prefer"] != "sdpa" or row["measured"]):
-                shape = {name: row[name] for name in ("arch", "kernel", "dropout", "D", "bytes")}
-                slow, pointers = row["prefer"] == "sdpa", not row["tma"] and row["arch"] in TMA and row["bytes"] == 2
-                pointers = pointers and row["kernel"] != "decode"
-                yield Case(**shape, T=row["T"] or 0, bounds=bounds, slow=slow, pointers=pointers)
+            yield Case(**shape, T=row["T"] or 0, bounds=bounds, slow=left, pointers=pointers)
 
 
 def examine(case: Case) -> Report:
     call, name = KERNELS[case.kernel]
-    return report(case.arch, compiled(case.arch, lambda: call(case), name)[name])
+    return report(case.arch, compiled(case.arch, lambda: call(case), name)[name], _on_rows(case.kernel))
 
 
 def complaints(case: Case, got: Report, recorded: list[str] | None) -> Iterator[str]:
@@ -207,18 +285,22 @@ def complaints(case: Case, got: Report, recorded: list[str] | None) -> Iterator[
         yield f"spills {got.spills} bytes"
     if got.shared > SHARED[case.arch]:
         yield f"takes {got.shared} bytes of shared memory of {SHARED[case.arch]}"
-    if not {"wgmma", "tcgen05", "mma", "mfma"} & set(got.instructions) and case.bytes == 2:
+    if _on_rows(case.kernel):
+        if "16 bytes" not in got.instructions:
+            yield "does not load 16 bytes at a time"
+    elif not {"wgmma", "tcgen05", "mma", "mfma"} & set(got.instructions) and case.bytes == 2:
         yield "uses no matrix instruction"
     if recorded is None and not case.slow:
         yield f"is not in {BOUNDS.name}; record it with --write"
     for name in recorded or ():
         if name not in got.instructions:
-            yield f"no longer uses {name}"
+            yield f"no longer uses {name}" if name != "no barrier" else "meets at a barrier, as it did not"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gptfast.kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="*", default=list(SHARED), choices=list(SHARED), help="architectures (all)")
+    parser.add_argument("--kernel", nargs="*", default=list(KERNELS), choices=list(KERNELS), help="kernels (all)")
     parser.add_argument("--slow", action="store_true", help="also the rows that are left to PyTorch")
     parser.add_argument("--write", action="store_true", help=f"record the instructions used in {BOUNDS.name}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
@@ -227,8 +309,9 @@ def main() -> int:
         parser.error("TRITON_INTERPRET is set, under which nothing is compiled; unset it")
     bounds = json.loads(BOUNDS.read_text(encoding="utf-8")) if BOUNDS.exists() else {}
     if arguments.write:
-        bounds = {name: found for name, found in bounds.items() if name.split()[0] not in arguments.arch}
-    todo = list(cases(arguments.arch, arguments.slow))
+        again = {(arch, kernel) for arch in arguments.arch for kernel in arguments.kernel}
+        bounds = {name: found for name, found in bounds.items() if tuple(name.split()[:2]) not in again}
+    todo = list(cases(arguments.arch, arguments.kernel, arguments.slow))
     print(f"{'':44} {'registers':>9} {'spills':>6} {'shared':>7}  instructions")
     bad = 0
     with ProcessPoolExecutor(arguments.jobs) as pool:

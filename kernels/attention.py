@@ -28,7 +28,8 @@ from torch import Tensor
 
 from . import attention_launch as run
 from .checks import check_attention
-from .launch import autocast, check_device, plain
+from .launch import check_device
+from .operator import autocast, first_derivative, plain
 from .reference import document_bounds
 
 
@@ -112,7 +113,7 @@ class _Attention(torch.autograd.Function):
         return o
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse, bounds, seed = ctx.saved_tensors
         return *run.backward(do, q, k, v, o, lse, None, bounds, seed, *ctx.rest), None, None, None, None, None, None
@@ -128,7 +129,7 @@ class _PackedAttention(torch.autograd.Function):
         return o
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         qkv, o, lse, bounds, seed = ctx.saved_tensors
         return run.packed_backward(do, qkv, o, lse, None, bounds, seed, *ctx.rest), None, None, None, None, None, None
@@ -222,5 +223,5 @@ def _packed_gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple
     return dqkv, None, None, None, None, None, None
 
 
-_causal_attention.register_autograd(_gradients, setup_context=_save(3))
-_causal_attention_qkvpacked.register_autograd(_packed_gradients, setup_context=_save(1))
+_causal_attention.register_autograd(first_derivative(_gradients), setup_context=_save(3))
+_causal_attention_qkvpacked.register_autograd(first_derivative(_packed_gradients), setup_context=_save(1))

@@ -33,7 +33,8 @@ from torch import Tensor
 from .attention_launch import accumulator, precision
 from .attention_tiles import LOG2E, exponential, load_tile
 from .checks import check_decode
-from .launch import autocast, check_device, launch_for, on_device, options, plain
+from .launch import check_device, launch_for, on_device, options
+from .operator import autocast, plain
 
 # Programs for each multiprocessor. Two, with two tiles of 64 keys and values each on the way, have 64 KB in flight at
 # D = 64 in 16 bits; an H200 needs 36 KB (4.8 TB/s / 132, for 1 us: derived, not measured).

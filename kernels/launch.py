@@ -28,7 +28,7 @@ NEAREST = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One row: tiles of BM queries and BN keys, warps, pipeline stages, and whether tiles come by TMA."""
+    """One row: tiles of BM queries (or rows) and BN keys (or columns), warps, pipeline stages, and whether by TMA."""
 
     BM: int
     BN: int
@@ -36,11 +36,12 @@ class Launch:
     stages: int
     tma: bool = False
     measured: bool = False  # on a GPU
-    prefer: str = ""  # "sdpa" where PyTorch's own is faster (measured, or the row spills), "triton" where it was not
+    prefer: str = ""  # "torch" where PyTorch's own is faster (measured, or the row spills), "triton" where it was not
 
 
 # Small tiles make small tests cross many of them.
 INTERPRETED = {False: Launch(32, 32, 4, 1), True: Launch(32, 32, 4, 1, tma=True)}
+INTERPRETED_ROWS = Launch(4, 64, 4, 1)
 
 
 @functools.cache
@@ -54,9 +55,13 @@ def architecture(device: torch.device) -> str:
 
 @functools.cache
 def table() -> dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]]:
-    """(architecture, kernel, dropout, largest head dimension, bytes an element) -> [(longest T, launch)], TMA first."""
+    """(architecture, kernel, dropout, D, bytes an element) -> [(longest T, launch)], TMA first.
+
+    D is the largest head dimension of attention, or the largest width of a kernel on rows, which knows no T.
+    """
     rows: dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]] = {}
     for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]:
+        row["D"] = row["D"] or 1 << 62
         key = tuple(row.pop(name) for name in ("arch", "kernel", "dropout", "D", "bytes"))
         rows.setdefault(key, []).append((row.pop("T") or 1 << 62, Launch(**row)))
     for row in rows.values():
@@ -66,15 +71,15 @@ def table() -> dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]]:
 
 @functools.cache
 def choose(arch: str, kernel: str, dropout: bool, D: int, size: int, T: int, aligned: bool = True) -> Launch:
-    """The row for head dimension D, elements of `size` bytes and T keys; without `aligned`, one that needs no TMA."""
+    """The row for D (as in `table`), elements of `size` bytes and T keys; without `aligned`, one that needs no TMA."""
     names = NEAREST.get(arch) or (("gfx942",) if arch.startswith("gfx") else ("sm_80",))
-    D = 64 if D <= 64 else 128 if D <= 128 else 256
     for name in names:
         for drop in (True, False) if dropout else (False,):
-            for longest, launch in table().get((name, kernel, drop, D, size), ()):
-                if T <= longest and (aligned or not launch.tma):
-                    return launch
-    raise NotImplementedError(f"{TABLE.name} has no row for {arch}, {kernel}, head dimension {D}, {size} bytes")
+            for width in sorted(key[3] for key in table() if key == (name, kernel, drop, key[3], size)):
+                for longest, launch in table()[name, kernel, drop, width, size]:
+                    if D <= width and T <= longest and (aligned or not launch.tma):
+                        return launch
+    raise NotImplementedError(f"{TABLE.name} has no row for {arch}, {kernel}, width {D}, {size} bytes")
 
 
 def launch_for(x: Tensor, kernel: str, D: int, T: int, dropout: bool = False, aligned: bool = True) -> Launch:
@@ -82,6 +87,11 @@ def launch_for(x: Tensor, kernel: str, D: int, T: int, dropout: bool = False, al
     if INTERPRET:
         return INTERPRETED[x.dtype == torch.float16 and aligned]
     return choose(architecture(x.device), kernel, dropout, D, x.element_size(), T, aligned)
+
+
+def rows_launch(x: Tensor, kernel: str, width: int) -> Launch:
+    """The launch of a kernel on rows of `width`, for tensors like x."""
+    return INTERPRETED_ROWS if INTERPRET else choose(architecture(x.device), kernel, False, width, x.element_size(), 0)
 
 
 def options(launch: Launch) -> dict[str, Any]:
@@ -118,22 +128,4 @@ def tma_fits(*tensors: Tensor) -> bool:
     return all(
         x.data_ptr() % 16 == 0 and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
         for x in tensors
-    )
-
-
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors as autocast wants them; what is not a tensor is left for the checks to name."""
-    if not all(isinstance(x, Tensor) for x in tensors) or not torch.is_autocast_enabled(tensors[0].device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
-    return tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
-
-
-def plain(*tensors: Tensor) -> bool:
-    """Whether nothing watches the call, so that an autograd function will do without the dispatcher's overhead."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
     )

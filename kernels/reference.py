@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .checks import check_boundaries
+from .checks import check_boundaries, check_reduction
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -92,6 +91,11 @@ def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, rounds:
     return c
 
 
+def draw_seed(device: torch.device) -> Tensor:
+    """int64 [1] from torch's generator of the device, which no host waits for."""
+    return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
+
+
 def dropout_mask(seed: Tensor, B: int, H: int, Tq: int, Tk: int, p: float) -> Tensor:
     """What survives dropout, bool [B, H, Tq, Tk]; `seed` int64 [1].
 
@@ -133,8 +137,7 @@ def causal_attention(
     p = torch.softmax(scores, dim=-1).masked_fill(~seen, 0.0)
     if dropout_p:
         threshold = dropout_threshold(dropout_p)
-        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=q.device)
-        p = p * dropout_mask(seed, B, H, Tq, Tk, dropout_p) * (65536 / (65536 - threshold))
+        p = p * dropout_mask(draw_seed(q.device), B, H, Tq, Tk, dropout_p) * (65536 / (65536 - threshold))
     return torch.einsum("bhij,bjhd->bihd", p, _wide(v)).to(q.dtype)
 
 
@@ -172,6 +175,26 @@ def decode_attention(
     return torch.einsum("bhij,bjhd->bihd", p, _wide(v)).to(q.dtype)
 
 
+def row_dropout_mask(seed: Tensor, N: int, C: int, p: float) -> Tensor:
+    """What survives dropout of a tensor of N rows, bool [N, C]; `seed` int64 [1].
+
+    The counter (c // 8, n, 0, 0) gives the eight elements of its octet 16 bits each: element e = c % 8 takes word
+    2 (e % 2) + e // 2 % 2, its lower half for e < 4, else the upper.
+    """
+    n, c = torch.arange(N, device=seed.device)[:, None], torch.arange(C, device=seed.device)[None, :]
+    words = torch.stack(philox(seed, c // 8, n, torch.zeros_like(n), torch.zeros_like(n)))  # [4, N, C]
+    word = words.gather(0, (2 * (c % 2) + c // 2 % 2).expand(1, N, C))[0]
+    return (word >> (c // 4 % 2 * 16) & 0xFFFF) >= dropout_threshold(p)
+
+
+def _dropout(x: Tensor, p: float) -> Tensor:
+    """Of the rows of x [..., C], by `row_dropout_mask`."""
+    if not p:
+        return x
+    kept = row_dropout_mask(draw_seed(x.device), x.numel() // max(1, x.shape[-1]), x.shape[-1], p).view(x.shape)
+    return x * kept * (65536 / (65536 - dropout_threshold(p)))
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension (Ba et al. 2016); x [..., C]."""
     w = _wide(x)
@@ -179,6 +202,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     variance = (w - mean).square().mean(-1, keepdim=True)
     y = (w - mean) * torch.rsqrt(variance + eps) * weight
     return (y if bias is None else y + bias).to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(s), s) for s = residual + dropout(x), both [..., C]; s has residual's dtype, layer_norm(s) x's."""
+    s = (_wide(residual) + _dropout(_wide(x), dropout_p)).to(residual.dtype)
+    return layer_norm(_wide(s), weight, bias, eps).to(x.dtype), s
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -189,39 +220,53 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     return (0.5 * w * (1 + torch.tanh(math.sqrt(2 / math.pi) * (w + 0.044715 * w**3)))).to(x.dtype)
 
 
+def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
+    """`gelu(x + bias)`: x [..., C], bias [C]."""
+    return gelu(_wide(x) + bias, approximate).to(x.dtype)
+
+
 def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, dropout_p: float = 0.0, start: int = 0) -> Tensor:
     """Token row plus position row: idx int64 [B, T], wte [V, C], wpe [P, C] -> [B, T, C]; positions count from
     `start`.
     """
-    x = wte[idx] + wpe[start : start + idx.shape[1]]
-    return F.dropout(x, dropout_p, training=dropout_p > 0)
+    x = _wide(wte)[idx] + _wide(wpe)[start : start + idx.shape[1]]
+    return _dropout(x, dropout_p).to(wte.dtype)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
-    """log sum exp(logits) - logits[target] in fp32; logits [N, V], targets int64 [N]. Ignored rows give 0 and do not
-    count.
+def cross_entropy(
+    logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """-sum_v q_v log p_v + z_loss L^2 in fp32, L = log sum exp(logits), log p = logits - L; logits [N, V], targets
+    int64 [N].
+
+    q is 1 - label_smoothing at the target and label_smoothing / V added everywhere (Szegedy et al. 2016, section 7);
+    z_loss is that of Chowdhery et al. 2022, section 5. Ignored rows give 0 and do not count in the mean.
     """
+    check_reduction(reduction)
     w = _wide(logits)
     kept = targets != ignore_index
+    log_z = torch.logsumexp(w, dim=1)
     chosen = w.gather(1, targets.where(kept, 0)[:, None])[:, 0]
-    losses = (torch.logsumexp(w, dim=1) - chosen).where(kept, 0.0)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction is {reduction!r}; it must be "mean", "sum" or "none"')
+    losses = log_z - (1 - label_smoothing) * chosen - label_smoothing * w.mean(1) + z_loss * log_z.square()
+    losses = losses.where(kept, 0.0)
     if reduction == "none":
         return losses
     return losses.sum() / (kept.sum() if reduction == "mean" else 1)
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean"
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean",
+    label_smoothing: float = 0.0, z_loss: float = 0.0, recompute: bool = False,
+) -> Tensor:  # fmt: skip
     """`cross_entropy(x @ weight.T, targets)`: x [N, C], weight [V, C], targets int64 [N] -> fp32 scalar, or [N] for
-    "none".
+    "none". `recompute` is about memory only.
     """
-    return cross_entropy(_wide(x) @ _wide(weight).T, targets, ignore_index, reduction)
+    return cross_entropy(_wide(x) @ _wide(weight).T, targets, ignore_index, reduction, label_smoothing, z_loss)
 
 
 __all__: Sequence[str] = [
-    "attention_mask", "causal_attention", "causal_attention_qkvpacked", "cross_entropy", "decode_attention",
-    "document_bounds", "dropout_mask", "embedding", "gelu", "layer_norm", "linear_cross_entropy", "philox",
+    "add_layer_norm", "attention_mask", "bias_gelu", "causal_attention", "causal_attention_qkvpacked", "cross_entropy",
+    "decode_attention", "document_bounds", "dropout_mask", "embedding", "gelu", "layer_norm", "linear_cross_entropy",
+    "philox", "row_dropout_mask",
 ]  # fmt: skip

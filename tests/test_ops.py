@@ -10,7 +10,7 @@ from gptfast.kernels import reference
 from rule import assert_as_good_as_torch, gradients
 from torch.nn import functional as F
 
-from gptfast import aten, ops
+from gptfast import ops
 
 SHAPES = [(1, 1), (3, 3), (64, 1), (113, 203), (239, 1), (128, 257)]
 
@@ -87,6 +87,47 @@ def test_reference_gelu_equals_torch(approximate):
     torch.testing.assert_close(ops.gelu(x, approximate), F.gelu(x, approximate=approximate))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_add_layer_norm(p, dtype):
+    torch.manual_seed(0)
+    x, residual, w, b = torch.randn(2, 9, 31), torch.randn(2, 9, 31) + 10, torch.randn(31), torch.randn(31)
+
+    def run(function):
+        torch.manual_seed(1)
+        inputs = [t.detach().clone().to(dtype).requires_grad_() for t in (x, residual, w, b)]
+        y, s = function(*inputs)
+        return [y, s, *torch.autograd.grad([y, s], inputs, [torch.ones_like(y) * x, torch.ones_like(s) * residual])]
+
+    def plain(x, residual, w, b):
+        s = residual + F.dropout(x, p)
+        return F.layer_norm(s, (31,), w, b), s
+
+    for got, want in zip(run(lambda *t: ops.add_layer_norm(*t, dropout_p=p)), run(plain), strict=True):
+        assert torch.equal(got, want)
+    inputs = [t.double() for t in (x, residual, w, b)]
+    for got, want in zip(ops.add_layer_norm(*inputs), reference.add_layer_norm(*inputs), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_add_layer_norm_keeps_the_residual_in_its_own_dtype():
+    x, residual, w = torch.randn(5, 8).bfloat16(), torch.randn(5, 8), torch.randn(8)
+    y, s = ops.add_layer_norm(x, residual, w)
+    assert (y.dtype, s.dtype) == (torch.bfloat16, torch.float32)
+    y, s = ops.add_layer_norm(residual, x, w.bfloat16())
+    assert (y.dtype, s.dtype) == (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_bias_and_gelu(approximate):
+    x, w, b = torch.randn(6, 5).double(), torch.randn(7, 5).double(), torch.randn(7).double()
+    want = F.gelu(F.linear(x, w, b), approximate=approximate)
+    torch.testing.assert_close(ops.linear_gelu(x, w, b, approximate), want)
+    torch.testing.assert_close(ops.bias_gelu(x @ w.T, b, approximate), want)
+    torch.testing.assert_close(reference.bias_gelu(x @ w.T, b, approximate), want)
+    torch.testing.assert_close(ops.linear_gelu(x, w, None, approximate), F.gelu(x @ w.T, approximate=approximate))
+
+
 def test_embedding():
     wte, wpe, idx = torch.randn(50, 8), torch.randn(16, 8), torch.randint(50, (2, 5))
     want = F.embedding(idx, wte) + F.embedding(torch.arange(3, 8), wpe)
@@ -94,100 +135,16 @@ def test_embedding():
     assert torch.equal(reference.embedding(idx, wte, wpe, start=3), want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize(("N", "V", "C"), [(1, 2, 3), (113, 203, 16), (64, 257, 8), (40, 5003, 32)])
-def test_linear_cross_entropy_and_its_gradients(N, V, C, reduction, dtype, monkeypatch):
-    monkeypatch.setattr(aten, "CHUNK_BYTES", 40_000)  # several chunks, and several blocks in each
-    monkeypatch.setattr(aten, "SOFTMAX_BYTES", 9_000)
+def test_attention_under_autocast():
     torch.manual_seed(0)
-    x, w, t = torch.randn(N, C, dtype=dtype), torch.randn(V, C, dtype=dtype), torch.randint(V, (N,))
-    t[: N // 3] = -100
-    ours = gradients(lambda x, w: ops.linear_cross_entropy(x, w, t, reduction=reduction), x, w)
-    theirs = gradients(lambda x, w: F.cross_entropy(x @ w.T, t, reduction=reduction).float(), x, w)
-    ref = gradients(lambda x, w: reference.linear_cross_entropy(x, w, t, reduction=reduction), x.double(), w.double())
-    for triple in zip(ours, theirs, ref, strict=True):
-        assert_as_good_as_torch(*triple)
-    with torch.no_grad():
-        each = ops.linear_cross_entropy(x, w, t, reduction="none")
-    torch.testing.assert_close(each.sum(), ops.linear_cross_entropy(x, w, t, reduction="sum"))
-    assert not each[t == -100].any()
-
-
-def test_linear_cross_entropy_of_extreme_logits():
-    x = torch.tensor([[1e4], [-1e4]])
-    w = torch.tensor([[1.0], [-1.0], [0.5]])
-    t = torch.tensor([1, 0])
-    got = ops.linear_cross_entropy(x, w, t, reduction="none")
-    torch.testing.assert_close(got, F.cross_entropy(x @ w.T, t, reduction="none"))
-
-
-def test_linear_cross_entropy_without_targets_is_torchs():
-    x, w, t = torch.randn(3, 4), torch.randn(5, 4), torch.full((3,), -100)
-    assert ops.linear_cross_entropy(x, w, t).isnan() and F.cross_entropy(x @ w.T, t).isnan()
-
-
-def test_reference_cross_entropy_equals_torch():
-    logits, t = torch.randn(7, 11).double(), torch.randint(11, (7,))
-    t[2] = -100
-    for reduction in ("mean", "sum", "none"):
-        want = F.cross_entropy(logits, t, reduction=reduction)
-        torch.testing.assert_close(reference.cross_entropy(logits, t, reduction=reduction), want)
-
-
-def test_no_logits_of_the_whole_batch_are_held(monkeypatch):
-    """The largest tensor made is a chunk of logits or a gradient, never [N, V]."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    N, V, C = 64, 1000, 8
-    monkeypatch.setattr(aten, "CHUNK_BYTES", 8 * V * 4)
-    sizes = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            sizes.extend(o.numel() for o in (out if isinstance(out, tuple) else (out,)) if isinstance(o, torch.Tensor))
-            return out
-
-    x, w = torch.randn(N, C), torch.randn(V, C)
-    with Watch():
-        aten._chunked_cross_entropy._init_fn(x, w, torch.randint(V, (N,)), -100, "mean", True)
-    assert max(sizes) == V * C
-
-
-def test_registered_operator_is_well_formed():
-    x, w = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
-    args = (x, w, torch.randint(9, (6,)), -100, "mean", True)
-    torch.library.opcheck(
-        aten._chunked_cross_entropy, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
-    )
-
-
-def test_autocast():
-    """fp32 weights under autocast run in bf16, as `torch.nn.functional` does."""
-    torch.manual_seed(0)
-    x, w, t = torch.randn(20, 8), torch.randn(50, 8), torch.randint(50, (20,))
+    qkv = torch.randn(3, 2, 9, 2, 8, dtype=torch.bfloat16)  # as a Linear under autocast gives them
     with torch.autocast("cpu", torch.bfloat16):
-        ours = gradients(lambda x, w: ops.linear_cross_entropy(x, w, t), x, w)
-        theirs = gradients(lambda x, w: F.cross_entropy(F.linear(x, w), t), x, w)
-        qkv = torch.randn(3, 2, 9, 2, 8, dtype=torch.bfloat16)  # as a Linear under autocast gives them
         attended = ops.causal_attention(*qkv)
-        theirs_attended = F.scaled_dot_product_attention(*qkv.transpose(2, 3), is_causal=True).transpose(1, 2)
-    assert_as_good_as_torch(attended, theirs_attended, reference.causal_attention(*qkv.double()))
-    ref = gradients(lambda x, w: F.cross_entropy(x @ w.T, t), x.double(), w.double())
-    for triple in zip(ours, theirs, ref, strict=True):
-        assert triple[0].dtype == torch.float32
-        assert_as_good_as_torch(*triple)
+        theirs = F.scaled_dot_product_attention(*qkv.transpose(2, 3), is_causal=True).transpose(1, 2)
+    assert_as_good_as_torch(attended, theirs, reference.causal_attention(*qkv.double()))
 
 
-def test_gradients_equal_finite_differences(monkeypatch):
-    monkeypatch.setattr(aten, "CHUNK_BYTES", 200)
-    x, w = (
-        torch.randn(6, 4, dtype=torch.double, requires_grad=True),
-        torch.randn(9, 4, dtype=torch.double, requires_grad=True),
-    )
-    t = torch.tensor([0, 8, -100, 3, 3, 1])
-    assert torch.autograd.gradcheck(lambda x, w: ops.linear_cross_entropy(x, w, t), (x, w))
+def test_attention_gradients_equal_finite_differences():
     q, k, v = (torch.randn(1, 5, 2, 4, dtype=torch.double, requires_grad=True) for _ in range(3))
     assert torch.autograd.gradcheck(ops.causal_attention, (q, k, v))
 
@@ -199,27 +156,8 @@ def test_backward_inside_autocast():
     assert q.grad.isfinite().all()
 
 
-def test_second_derivatives_are_refused_and_not_computed_wrongly():
-    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
-    loss = ops.linear_cross_entropy(x.square(), w, torch.tensor([0, 1, 2, 3]))
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(loss, x, create_graph=True)
+def test_a_second_derivative_is_refused_and_not_computed_wrongly():
     q, k, v = torch.randn(3, 1, 4, 1, 8, requires_grad=True).unbind(0)
     (first,) = torch.autograd.grad(ops.causal_attention(q, k, v).square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(first.square().sum(), q)
-
-
-def test_linear_cross_entropy_shows_nan_of_kept_rows_only():
-    x, w = torch.randn(3, 4), torch.randn(5, 4)
-    x[0], x[2] = torch.nan, torch.nan
-    got = ops.linear_cross_entropy(x, w, torch.tensor([1, 2, -100]), reduction="none")
-    assert got[0].isnan() and got[1].isfinite() and got[2] == 0
-
-
-def test_linear_cross_entropy_of_no_rows_and_of_an_unknown_reduction():
-    empty = torch.empty(0, dtype=torch.long)
-    assert ops.linear_cross_entropy(torch.empty(0, 4), torch.randn(5, 4), empty, reduction="sum") == 0
-    for module in (ops, reference):
-        with pytest.raises(ValueError, match="reduction is 'avg'"):
-            module.linear_cross_entropy(torch.randn(1, 4), torch.randn(5, 4), torch.tensor([0]), reduction="avg")

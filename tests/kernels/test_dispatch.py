@@ -73,7 +73,7 @@ def test_what_runs_where(calls, monkeypatch):
     ):
         ops.causal_attention(*wrong)
         assert calls.pop() == "aten.causal_attention"
-    measured(monkeypatch, "sdpa")
+    measured(monkeypatch, "torch")
     ops.causal_attention(q, k, v)
     assert calls.pop() == "aten.causal_attention"
     monkeypatch.setattr(ops, "TRITON_DEVICES", {"cuda"})
