@@ -4,7 +4,8 @@
 #
 #     benchmarks/gpu_run.sh --out FOLDER [--tune] [--quick] [--only STEP]...
 #
-# Steps: build tests tune attention train model-tests tokenizer (tune only with --tune or --only tune).
+# Steps: build tests tune tune-rows attention rows linear-loss train model-tests tokenizer (tune and tune-rows only with
+# --tune or --only).
 #
 # A step that fails is reported and does not stop the next; each leaves a log in FOLDER, and the summary comes last.
 # Needs no network: what the machine's Python lacks is left out, and said.
@@ -63,11 +64,15 @@ step build 300 bash -c core
 workers=""  # kernels compile for most of the time of their tests
 "$python" -c 'import xdist' 2>/dev/null && workers="-n $(nproc)"
 step tests 420 "$python" -m pytest -q -rfE --tb=short -p no:cacheprovider $workers tests/kernels --ignore tests/kernels/test_aot.py
-[[ -n "$tune" || "$only" == *tune* ]] && step tune 500 "$python" benchmarks/tune_attention.py --table kernels/launch_table.json && cp kernels/launch_table.json "$out/"
+[[ -n "$tune" || " $only " == *" tune "* ]] && step tune 500 "$python" benchmarks/tune_attention.py --table kernels/launch_table.json && cp kernels/launch_table.json "$out/"
+[[ -n "$tune" || "$only" == *tune-rows* ]] && step tune-rows 400 "$python" benchmarks/tune_rows.py --table kernels/launch_table.json && cp kernels/launch_table.json "$out/"
 step attention 500 "$python" benchmarks/attention.py $quick --json "$out/attention.json"
+step rows 300 "$python" benchmarks/rows.py $quick --json "$out/rows.json"
+step linear-loss 200 "$python" benchmarks/linear_cross_entropy.py --json "$out/linear_cross_entropy.json"
 step train 400 "$python" benchmarks/train_gpu.py --json "$out/train.json"
 step model-tests 300 "$python" -m pytest -q -p no:cacheprovider tests/test_model.py tests/test_ops.py \
-    tests/test_precision.py tests/test_generate.py tests/test_hf_attention.py
+    tests/test_precision.py tests/test_generate.py tests/test_hf_attention.py \
+    tests/test_linear_cross_entropy.py tests/test_convergence.py
 if "$python" -c 'import tyro' 2>/dev/null; then
     step tokenizer 300 "$python" benchmarks/tokenizer.py document batch decode --quick --json "$out/tokenizer.json"
 fi

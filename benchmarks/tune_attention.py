@@ -149,7 +149,7 @@ def write(path: Path, new: list[dict[str, Any]]) -> None:
             row["kernel"],
             row["bytes"],
             row["dropout"],
-            row["D"],
+            row["D"] or 1 << 60,
             row["T"] or 1 << 60,
             not row["tma"],
         )
