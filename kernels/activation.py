@@ -57,7 +57,7 @@ def _tile(x: Tensor, kernel: str) -> tuple[int, int, dict[str, Any]]:
 
 
 def _forward(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
-    shape, x = x.shape, as_rows(x)
+    shape, x, bias = x.shape, as_rows(x), None if bias is None else bias.contiguous()
     N, C = x.shape
     y = x.new_empty(N, C)
     if y.numel():
@@ -71,7 +71,7 @@ def _forward(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
 
 def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool, sums: bool) -> tuple[Tensor, Tensor]:
     """dx, and with `sums` dbias, else no elements."""
-    shape, x, dy = x.shape, as_rows(x), as_rows(dy)
+    shape, x, dy, bias = x.shape, as_rows(x), as_rows(dy), None if bias is None else bias.contiguous()
     N, C = x.shape
     dx = x.new_empty(N, C)
     dbias = x.new_empty(0) if bias is None else bias.new_empty(C if sums else 0)

@@ -229,7 +229,7 @@ def _cross_entropy(case: Case) -> None:
 
     logits, targets = _tensors(case, 64)[0], torch.empty(64, dtype=torch.int64, device="meta")
     losses, upstream = torch.empty(2, 64, device="meta")
-    outputs = {"losses": losses, "log_z": losses, "gradient": logits}
+    outputs = {"losses": losses, "parts": torch.empty(2, 64, device="meta"), "gradient": logits}
     loss.launch(logits, targets, -100, 0.1, 1e-4, **outputs, upstream=upstream, readable=case.D)
 
 

@@ -125,7 +125,7 @@ def _check_heads(tensors: dict[str, Tensor]) -> None:
 
 
 def _check_scale_and_window(scale: float | None, window: int | None) -> None:
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
+    if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be a finite number above 0")
     if window is not None:
         if isinstance(window, bool) or not isinstance(window, (int, torch.SymInt)):
@@ -136,7 +136,7 @@ def _check_scale_and_window(scale: float | None, window: int | None) -> None:
 
 def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> None:
     tensors = {"x": x, "residual": residual, "weight": weight, "bias": bias}
-    _check_floats({name: t for name, t in tensors.items() if t is not None})
+    _check_floats({name: t for name, t in tensors.items() if t is not None or name == "weight"})
     _check_width(x)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual is {list(residual.shape)} and x is {list(x.shape)}; they must have one shape")
@@ -147,7 +147,7 @@ def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor 
             raise TypeError(
                 f"bias is {_name(bias.dtype)} and weight is {_name(weight.dtype)}; they must be of one dtype"
             )
-    if not (math.isfinite(eps) and eps >= 0):
+    if not 0 <= eps < math.inf:  # math.isfinite cannot be traced
         raise ValueError(f"eps is {eps}; it must be a finite number, at least 0")
 
 
@@ -211,7 +211,7 @@ def _check_loss(reduction: str, label_smoothing: float, z_loss: float) -> None:
     check_reduction(reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
-    if not (math.isfinite(z_loss) and z_loss >= 0):
+    if not 0 <= z_loss < math.inf:
         raise ValueError(f"z_loss is {z_loss}; it must be a finite number, at least 0")
 
 

@@ -127,7 +127,7 @@ def _accumulate(dw: Tensor, dz: Tensor, x: Tensor) -> None:
     """dw += dz^T x, in fp32."""
     if dw.dtype == x.dtype:
         dw.addmm_(dz.T, x)
-    elif x.device.type != "cpu":
+    elif x.device.type == "cuda" and not torch.version.hip:  # nothing else multiplies 16 bits into fp32
         torch.addmm(dw, dz.T, x, out_dtype=dw.dtype, out=dw)
     else:
         for start in range(0, dw.shape[0], BLOCK):

@@ -6,7 +6,7 @@
 
 The sum over equal tokens is made in one order, so that it is the same in every run: tokens are sorted (stably, by
 torch.sort), and a program owns a token's stretch of the sorted list, for a block of columns. No atomics. The longest
-stretch is what it waits for: 32 rows a step.
+stretch is what it waits for: 16 rows a step.
 
 Bytes an element moves, at 2 bytes each: forward reads both rows (those of wpe come from the L2 cache) and writes x, 4;
 backward reads dx twice, and writes each row of dwte and dwpe once.

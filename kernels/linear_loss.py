@@ -39,10 +39,10 @@ def linear_cross_entropy(
 def _step(
     logits: Tensor, targets: Tensor, *options: Any, losses: Tensor | None, gradients: bool, upstream: Tensor | None
 ) -> None:
-    if losses is None:  # the kernel leaves them out where it is given the logarithms that they need
+    if losses is None:  # the kernel leaves them out only where it is given what its gradient is made from
         losses = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
     launch(
-        logits, targets, *options, losses=losses, log_z=None, gradient=logits if gradients else None,
+        logits, targets, *options, losses=losses, parts=None, gradient=logits if gradients else None,
         upstream=upstream, readable=logits.stride(0),
     )  # fmt: skip
 

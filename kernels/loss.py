@@ -47,10 +47,11 @@ def cross_entropy(
 
 def launch(
     logits: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float, *,
-    losses: Tensor | None, log_z: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, readable: int = 0,
+    losses: Tensor | None, parts: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, readable: int = 0,
 ) -> None:  # fmt: skip
-    """Writes losses [N] and log_z [N] if `losses` is given, else reads log_z; and `gradient` [N, V] if that is, which
-    may be `logits`, scaled by `upstream` [N]. `readable` columns of a row of both may be touched (V).
+    """Writes losses [N] if they are given, and parts [2, N] if they are, the largest logit of a row and log sum exp
+    above it; else reads parts. Writes `gradient` [N, V] if that is given, which may be `logits`, scaled by `upstream`
+    [N]. `readable` columns of a row of both may be touched (V).
     """
     N, V = logits.shape
     if not N:
@@ -58,7 +59,7 @@ def launch(
     how = rows_launch(logits, "cross_entropy", V)
     with on_device(logits):
         cross_entropy_rows[(N,)](
-            logits, targets.contiguous(), losses, log_z, gradient, upstream, logits.stride(0),
+            logits, targets.contiguous(), losses, parts, gradient, upstream, logits.stride(0),
             0 if gradient is None else gradient.stride(0), 0 if upstream is None else upstream.stride(0),
             readable or V, V, ignore_index, smoothing, z_loss,
             SMOOTH=smoothing > 0, ACC=tl.float64 if logits.dtype == torch.float64 else tl.float32,
@@ -68,7 +69,7 @@ def launch(
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def cross_entropy_rows(
-    logits, targets, losses, log_z, gradient, upstream, stride, stride_g, stride_u, W, V, ignore_index,
+    logits, targets, losses, parts, gradient, upstream, stride, stride_g, stride_u, W, V, ignore_index,
     smoothing, z_loss, SMOOTH: tl.constexpr, ACC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """One row. Loads and stores are masked by W, a multiple of 16 where 16 bytes are to move at once, and what lies
@@ -79,7 +80,6 @@ def cross_entropy_rows(
     used = target != ignore_index
     logits += row * stride
     lanes = tl.arange(0, BN)
-    total = tl.cast(0.0, ACC)
     if losses is not None:
         m = tl.cast(-float("inf"), ACC)
         l = tl.cast(0.0, ACC)  # noqa: E741 - the field's name
@@ -94,18 +94,23 @@ def cross_entropy_rows(
             base = tl.where(m_new == -float("inf"), 0.0, m_new)
             l = l * tl.exp(m - base) + tl.sum(tl.exp(z - base), 0)  # noqa: E741
             m = m_new
-        total = m + tl.log(l)
+        log_l = tl.log(l)
+        total = m + log_l
         exists = (target >= 0) & (target < V)
         chosen = tl.load(logits + target, mask=used & exists, other=0.0).to(ACC)
-        loss = total - (1 - smoothing) * chosen + z_loss * total * total
+        # Not total - chosen: m - chosen has all digits of large logits, and m + log l has not.
+        loss = log_l + (1 - smoothing) * (m - chosen) + z_loss * total * total
         if SMOOTH:
-            loss -= smoothing * plain_sum / V
+            loss += smoothing * (m - plain_sum / V)
         loss = tl.where(exists, loss, float("nan"))
         tl.store(losses + row, tl.where(used, loss, 0.0))
-        if log_z is not None:
-            tl.store(log_z + row, tl.where(used, total, 0.0))
+        if parts is not None:
+            tl.store(parts + row, tl.where(used, m, 0.0))
+            tl.store(parts + tl.num_programs(0) + row, tl.where(used, log_l, 0.0))
     else:
-        total = tl.load(log_z + row)
+        m = tl.load(parts + row)
+        log_l = tl.load(parts + tl.num_programs(0) + row)
+        total = m + log_l
     if gradient is not None:
         gradient += row * stride_g
         scale = tl.cast(1.0, ACC)
@@ -115,13 +120,13 @@ def cross_entropy_rows(
         weight = (1 + 2 * z_loss * total) * scale
         for start in tl.range(0, V, BN):
             columns = start + lanes
-            # An ignored row may hold NaN, and is not read.
-            z = tl.load(logits + columns, mask=(columns < W) & used, other=0.0).to(ACC)
-            out = tl.exp(z - total) * weight
+            # An ignored row may hold NaN, and is not read. (3.9's interpreter makes no mask of a tensor & a scalar.)
+            z = tl.load(logits + columns, mask=tl.where(used, columns < W, False), other=0.0).to(ACC)
+            out = tl.exp((z - m) - log_l) * weight
             out -= tl.where(columns == target, (1 - smoothing) * scale, 0.0)
             if SMOOTH:
                 out -= smoothing / V * scale
-            out = tl.where((columns < V) & used, out, 0.0)
+            out = tl.where(tl.where(used, columns < V, False), out, 0.0)
             tl.store(gradient + columns, out.to(gradient.dtype.element_ty), mask=columns < W)
 
 
@@ -129,29 +134,29 @@ def cross_entropy_rows(
 
 
 def _run(logits: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float) -> tuple[Tensor, Tensor]:
-    """The loss of each row, 0 where it is ignored, and its log sum exp."""
-    losses, log_z = (logits.new_empty(logits.shape[0], dtype=accumulator(logits)) for _ in range(2))
+    """The loss of each row, 0 where it is ignored, and what its gradient is made from, fp32 [2, N]."""
+    losses, parts = _fake(logits)
     launch(
-        as_rows(logits), targets, ignore_index, smoothing, z_loss, losses=losses, log_z=log_z, gradient=None,
+        as_rows(logits), targets, ignore_index, smoothing, z_loss, losses=losses, parts=parts, gradient=None,
         upstream=None,
     )  # fmt: skip
-    return losses, log_z
+    return losses, parts
 
 
 def _run_backward(
-    dlosses: Tensor, logits: Tensor, targets: Tensor, log_z: Tensor, ignore_index: int, smoothing: float, z_loss: float
+    dlosses: Tensor, logits: Tensor, targets: Tensor, parts: Tensor, ignore_index: int, smoothing: float, z_loss: float
 ) -> Tensor:
     dlogits = logits.new_empty(logits.shape)
     launch(
-        as_rows(logits), targets, ignore_index, smoothing, z_loss, losses=None, log_z=log_z, gradient=dlogits,
+        as_rows(logits), targets, ignore_index, smoothing, z_loss, losses=None, parts=parts, gradient=dlogits,
         upstream=dlosses,
     )  # fmt: skip
     return dlogits
 
 
 def _fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = accumulator(logits)
-    return logits.new_empty(logits.shape[0], dtype=wide), logits.new_empty(logits.shape[0], dtype=wide)
+    N, wide = logits.shape[0], accumulator(logits)
+    return logits.new_empty(N, dtype=wide), logits.new_empty(2, N, dtype=wide)
 
 
 def _fake_backward(dlosses: Tensor, logits: Tensor, *_: Any) -> Tensor:

@@ -75,6 +75,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """y, s where there is a residual, and mean and rstd fp32 [N]."""
     shape, x = x.shape, as_rows(x)
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     N, C = x.shape
     y = x.new_empty(N, C)
     mean, rstd = (x.new_empty(N, dtype=accumulator(x)) for _ in range(2))
@@ -101,7 +102,7 @@ def _backward(
     """dresidual (s's dtype); dx (`dtype`), of no elements where it is the same; dw and db, so too without
     `parameters`.
     """
-    shape, s, dy = s.shape, as_rows(s), as_rows(dy)
+    shape, s, dy, weight = s.shape, as_rows(s), as_rows(dy), weight.contiguous()
     ds = None if ds is None else as_rows(ds)
     N, C = s.shape
     dresidual = s.new_empty(N, C)

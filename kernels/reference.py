@@ -248,7 +248,9 @@ def cross_entropy(
     kept = targets != ignore_index
     log_z = torch.logsumexp(w, dim=1)
     chosen = w.gather(1, targets.where(kept, 0)[:, None])[:, 0]
-    losses = log_z - (1 - label_smoothing) * chosen - label_smoothing * w.mean(1) + z_loss * log_z.square()
+    losses = log_z - (1 - label_smoothing) * chosen + z_loss * log_z.square()
+    if label_smoothing:  # classes of probability 0 have logits of -inf
+        losses = losses - label_smoothing * w.mean(1)
     losses = losses.where(kept, 0.0)
     if reduction == "none":
         return losses
