@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -233,7 +234,7 @@ def _check_range(name: str, x: Tensor, size: int, ignored: int | None) -> None:
         raise IndexError(f"{name} holds {x[wrong][0].item()}; allowed is {allowed}")
 
 
-def _check_floats(tensors: dict[str, Tensor]) -> None:
+def _check_floats(tensors: dict[str, Any]) -> None:
     (first, x), *_ = tensors.items()
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
