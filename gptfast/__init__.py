@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import data, kernels, ops
     from .config import GPTConfig
+    from .drop_in import accelerate, explain, restore
     from .errors import GptfastError
     from .model import GPT
     from .tokenizer import (
@@ -25,6 +26,9 @@ _HOME = {
     "GPT": "model",
     "GPTConfig": "config",
     "GptfastError": "errors",
+    "accelerate": "drop_in",
+    "explain": "drop_in",
+    "restore": "drop_in",
     "Encoding": "tokenizer",
     "encoding_for_model": "tokenizer",
     "encoding_name_for_model": "tokenizer",
@@ -38,13 +42,16 @@ __all__ = [
     "Encoding",
     "GPTConfig",
     "GptfastError",
+    "accelerate",
     "data",
     "encoding_for_model",
     "encoding_name_for_model",
+    "explain",
     "get_encoding",
     "kernels",
     "list_encoding_names",
     "ops",
+    "restore",
 ]
 
 

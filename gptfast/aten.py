@@ -22,7 +22,8 @@ from .kernels.operator import autocast, first_derivative
 SOFTMAX_BYTES = 8 << 20
 
 # On a CPU, ATen's fused attention is slower than plain matrix multiplications up to here, forward and backward
-# together: 20.6 ms to 7.8 at T = 128, 52.7 to 39.4 at 256, 91 to 72 at 512; 109 to 143 at 1,024 (docs/training.md).
+# together: 20.6 ms to 7.8 at T = 128, 52.7 to 39.4 at 256, 91 to 72 at 512; 109 to 143 at 1,024 (docs/training.md). A
+# forward alone is faster in it: 3.2 ms to 4.3 at T = 128, 8.8 to 12.7 at 256, B = 4 in bf16.
 CPU_FUSED_ABOVE = 512
 
 
@@ -38,7 +39,9 @@ def causal_attention(
 ) -> Tensor:
     (B, Tq, H, D), (_, Tk, Hkv, _) = q.shape, k.shape
     masked = window is not None or cu_seqlens is not None or 1 < Tq < Tk
-    if q.device.type == "cpu" and not masked and Tq == Tk <= CPU_FUSED_ABOVE and H == Hkv and not dropout_p:
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    short = trained and not masked and Tq == Tk <= CPU_FUSED_ABOVE and H == Hkv and not dropout_p
+    if q.device.type == "cpu" and short:
         q, k, v = (x.transpose(1, 2).reshape(B * H, Tq, D) for x in (q, k, v))
         y = _ShortAttention.apply(q, k, v, D**-0.5 if scale is None else scale)
         return y.view(B, H, Tq, D).transpose(1, 2)

@@ -1,0 +1,181 @@
+"""Which models are known, by their structure, and which of their modules get a fast forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .fast import Fast, FastAttention, FastBlock, FastGPT2Block, FastHead, FastMLP
+from .parts import gelu_kind, is_conv1d, is_linear, norm_parts, untouched
+
+
+@dataclass
+class Part:
+    """One module, and what is to be done with it: a fast forward, another attention, or nothing, and why."""
+
+    name: str
+    module: nn.Module
+    told: str
+    fast: Fast | None = None
+    attention: bool = False
+
+
+def plan(model: nn.Module) -> list[Part]:
+    """The parts of every GPT-2 within `model`; none if there is no such model."""
+    parts: list[Part] = []
+    for name, module in model.named_modules():
+        if type(module).__name__ == "GPT2Model" and type(module).__module__.startswith("transformers."):
+            parts += _hugging_face(name, module)
+        elif _is_nanogpt(module):
+            parts += _nanogpt(name, module)
+        elif _is_book(module):
+            parts += _book(name, module)
+    if parts:
+        parts += [_head(name, module) for name, module in model.named_modules() if name.split(".")[-1] in HEADS]
+    return parts
+
+
+HEADS = ("lm_head", "out_head")
+
+
+def _joined(*names: str) -> str:
+    return ".".join(name for name in names if name)
+
+
+def _head(name: str, module: nn.Module) -> Part:
+    if not is_linear(module) or module.bias is not None:
+        return Part(name, module, f"own forward: it is a {type(module).__name__}, not a Linear without bias")
+    if not untouched(module):
+        return Part(name, module, "own forward: it has hooks or a forward of its own")
+    return Part(name, module, "fast: no logits for the loss", FastHead(module))
+
+
+def _mlp(name: str, module: nn.Module, names: tuple[str, str, str, str | None]) -> Part:
+    fc, activation = module.get_submodule(names[0]), module.get_submodule(names[1])
+    if not (is_linear(fc) or is_conv1d(fc)):
+        return Part(name, module, f"own forward: {names[0]} is a {type(fc).__name__}")
+    if not untouched(module) or not untouched(fc) or not untouched(activation):
+        return Part(name, module, "own forward: it has hooks inside, or a forward of its own")
+    kind = gelu_kind(activation)
+    if kind is None:
+        return Part(name, module, f"own forward: {names[1]} ({type(activation).__name__}) is no GELU")
+    return Part(name, module, "fast: bias and GELU in one", FastMLP(module, names, kind))
+
+
+def _block(
+    name: str, module: nn.Module, names: tuple[str, str, str, str, str | None], cls: type[FastBlock] = FastBlock
+) -> Part:
+    norm = norm_parts(module.get_submodule(names[2]))
+    if norm is None:
+        return Part(name, module, f"own forward: {names[2]} is no LayerNorm, or has hooks")
+    if not untouched(module):
+        return Part(name, module, "own forward: it has hooks, or a forward of its own")
+    return Part(name, module, "fast: residual and LayerNorm in one", cls(module, names, norm))
+
+
+def _hugging_face(name: str, model: nn.Module) -> list[Part]:
+    config: Any = model.config
+    parts = []
+    reason = ""
+    if config.reorder_and_upcast_attn:
+        reason = "the configuration asks for reorder_and_upcast_attn"
+    elif getattr(config, "output_attentions", False):
+        reason = "the configuration asks for output_attentions"
+    told = f"own attention: {reason}" if reason else 'fast: attention "gptfast", q, k and v in place'
+    parts.append(Part(name, model, told, attention=not reason))
+    for i, block in enumerate(model.h):  # type: ignore[arg-type]
+        where = _joined(name, f"h.{i}")
+        names = ("ln_1", "attn", "ln_2", "mlp", None)
+        if hasattr(block, "crossattention"):
+            parts.append(Part(where, block, "own forward: it has cross attention"))
+        elif _transformers_major() < 5:
+            parts.append(Part(where, block, "own forward: the blocks of transformers 4 are called otherwise"))
+        else:
+            parts.append(_block(where, block, names, FastGPT2Block))
+        parts.append(_mlp(_joined(where, "mlp"), block.mlp, ("c_fc", "act", "c_proj", "dropout")))
+    return parts
+
+
+def _transformers_major() -> int:
+    import transformers
+
+    return int(transformers.__version__.split(".")[0])
+
+
+def _has(module: nn.Module, *names: str) -> bool:
+    children = dict(module.named_children())
+    return all(name in children for name in names)
+
+
+def _is_nanogpt(module: nn.Module) -> bool:
+    if not _has(module, "transformer") or not isinstance(module.transformer, nn.ModuleDict):
+        return False
+    stem = module.transformer
+    if not _has(stem, "wte", "wpe", "h", "ln_f") or not len(stem["h"]):  # type: ignore[arg-type]
+        return False
+    block = stem["h"][0]  # type: ignore[index]
+    return (
+        _has(block, "ln_1", "attn", "ln_2", "mlp")
+        and _has(block.attn, "c_attn", "c_proj")
+        and _has(block.mlp, "c_fc", "c_proj")
+        and isinstance(getattr(block.attn, "n_head", None), int)
+    )
+
+
+def _nanogpt(name: str, model: nn.Module) -> list[Part]:
+    parts = []
+    for i, block in enumerate(model.transformer["h"]):  # type: ignore[index, arg-type]
+        where = _joined(name, f"transformer.h.{i}")
+        parts.append(_block(where, block, ("ln_1", "attn", "ln_2", "mlp", None)))
+        attention = block.attn
+        after = "resid_dropout" if _has(attention, "resid_dropout") else None
+        dropout: str | float = "attn_dropout" if _has(attention, "attn_dropout") else float(attention.dropout)
+        fast = FastAttention(attention, ("c_attn",), "c_proj", attention.n_head, dropout, after)
+        parts.append(_attention(_joined(where, "attn"), attention, fast))
+        activations = [n for n, child in block.mlp.named_children() if gelu_kind(child) is not None]
+        after = "dropout" if _has(block.mlp, "dropout") else None
+        if len(activations) == 1:
+            parts.append(_mlp(_joined(where, "mlp"), block.mlp, ("c_fc", activations[0], "c_proj", after)))
+        else:
+            parts.append(Part(_joined(where, "mlp"), block.mlp, "own forward: no module of it is a GELU"))
+    return parts
+
+
+def _is_book(module: nn.Module) -> bool:
+    if not _has(module, "tok_emb", "pos_emb", "trf_blocks", "final_norm", "out_head"):
+        return False
+    blocks = list(module.trf_blocks.children())  # type: ignore[union-attr]
+    return bool(blocks) and _has(blocks[0], "att", "ff", "norm1", "norm2")
+
+
+def _book(name: str, model: nn.Module) -> list[Part]:
+    parts = []
+    for i, block in enumerate(model.trf_blocks.children()):  # type: ignore[union-attr]
+        where = _joined(name, f"trf_blocks.{i}")
+        drop = next((n for n in ("drop_shortcut", "drop_resid") if _has(block, n)), None)
+        parts.append(_block(where, block, ("norm1", "att", "norm2", "ff", drop)))
+        parts.append(_book_attention(_joined(where, "att"), block.att))
+        layers = getattr(block.ff, "layers", None)
+        if isinstance(layers, nn.Sequential) and len(layers) == 3:
+            parts.append(_mlp(_joined(where, "ff"), block.ff, ("layers.0", "layers.1", "layers.2", None)))
+        else:
+            parts.append(Part(_joined(where, "ff"), block.ff, "own forward: layers are not Linear, GELU, Linear"))
+    return parts
+
+
+def _book_attention(name: str, module: nn.Module) -> Part:
+    heads = getattr(module, "num_heads", None)
+    dropout: Any = getattr(module, "dropout", 0.0)
+    dropout = "dropout" if isinstance(dropout, nn.Module) else float(dropout)
+    for qkv, out in ((("W_query", "W_key", "W_value"), "out_proj"), (("qkv",), "proj"), (("qkv",), "out_proj")):
+        if isinstance(heads, int) and _has(module, *qkv, out):
+            return _attention(name, module, FastAttention(module, qkv, out, heads, dropout, None))
+    return Part(name, module, "own forward: its projections are not W_query, W_key, W_value or qkv, and out_proj")
+
+
+def _attention(name: str, module: nn.Module, fast: FastAttention) -> Part:
+    if not untouched(module):
+        return Part(name, module, "own forward: it has hooks, or a forward of its own")
+    return Part(name, module, "fast: causal attention, q, k and v in place", fast)

@@ -1,0 +1,143 @@
+"""The fast forwards: each stands in for one module's own and runs that where anything is not as it should be.
+
+A `Fast` is what `module.forward` is set to. It holds the module and a few names, so that it is copied, pickled and
+saved with the module; the class, the children, the parameters and their names stay what they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .lazy import lazy_logits
+from .parts import is_conv1d, is_linear, untouched, weight_and_bias
+
+
+class Fast:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def slow(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward."""
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(type(self.module).forward)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+class FastMLP(Fast):
+    """Linear, GELU, Linear, dropout: the bias of the first goes with the GELU."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, str, str, str | None], kind: str) -> None:
+        super().__init__(module)
+        self.names, self.kind = names, kind
+        self.activation = type(module.get_submodule(names[1]))
+
+    def __call__(self, x: Tensor) -> Any:
+        fc, activation, projection = (self.module.get_submodule(name) for name in self.names[:3])
+        plain = (is_linear(fc) or is_conv1d(fc)) and untouched(fc)
+        if not plain or type(activation) is not self.activation or not untouched(activation):
+            return self.slow(x)
+        out = projection(ops.linear_gelu(x, *weight_and_bias(fc), self.kind))
+        return out if self.names[3] is None else self.module.get_submodule(self.names[3])(out)
+
+
+class FastAttention(Fast):
+    """Causal self-attention of x [B, T, C] with one projection for q, k and v, or three, and one after it.
+
+    `qkv`, `out` and `dropout` (of the probabilities) are names of children; `after` is that of the dropout at the end.
+    """
+
+    def __init__(
+        self, module: nn.Module, qkv: tuple[str, ...], out: str, heads: int, dropout: str | float, after: str | None
+    ) -> None:
+        super().__init__(module)
+        self.qkv, self.out, self.heads, self.dropout, self.after = qkv, out, heads, dropout, after
+
+    def __call__(self, x: Tensor) -> Any:
+        B, T, _ = x.shape
+        p = self.dropout if isinstance(self.dropout, float) else self.module.get_submodule(self.dropout).p
+        p = float(p) if self.module.training else 0.0  # type: ignore[arg-type]
+        q, *rest = (self.module.get_submodule(name)(x) for name in self.qkv)
+        if rest:
+            heads = (y.view(B, T, self.heads, -1) for y in (q, *rest))
+            y = ops.causal_attention(*heads, dropout_p=p)
+        else:
+            y = ops.causal_attention_qkvpacked(q.view(B, T, 3, self.heads, -1), dropout_p=p)
+        y = self.module.get_submodule(self.out)(y.reshape(B, T, -1))
+        return y if self.after is None else self.module.get_submodule(self.after)(y)
+
+
+class FastBlock(Fast):
+    """x + attention(norm(x)), and of that s the same with the MLP: s and the second norm come from one kernel.
+
+    `names` are those of the first norm, the attention, the second norm, the MLP and the dropout of both, if it is the
+    block's; `norm` holds the second norm's weight and bias names and its eps.
+    """
+
+    def __init__(
+        self, module: nn.Module, names: tuple[str, str, str, str, str | None], norm: tuple[str, str | None, float]
+    ) -> None:
+        super().__init__(module)
+        self.names, self.norm = names, norm
+        self.norm_class = type(module.get_submodule(names[2]))
+
+    def attention(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.module.get_submodule(self.names[1])(x)
+
+    def takes(self, *args: Any, **kwargs: Any) -> bool:
+        return not args and not kwargs
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        norm = self.module.get_submodule(self.names[2])
+        if type(norm) is not self.norm_class or not untouched(norm) or not self.takes(*args, **kwargs):
+            return self.slow(x, *args, **kwargs)
+        branch = self.attention(self.module.get_submodule(self.names[0])(x), *args, **kwargs)
+        drop = None if self.names[4] is None else self.module.get_submodule(self.names[4])
+        p = 0.0
+        if drop is not None and type(drop) is nn.Dropout and untouched(drop):
+            p = drop.p if drop.training else 0.0
+        elif drop is not None:
+            branch = drop(branch)
+        weight, bias, eps = self.norm
+        y, s = ops.add_layer_norm(
+            branch, x, getattr(norm, weight), None if bias is None else getattr(norm, bias), eps, p
+        )
+        y = self.module.get_submodule(self.names[3])(y)
+        return s + (y if drop is None else drop(y))
+
+
+class FastGPT2Block(FastBlock):
+    """transformers' block, whose attention gets the caches and masks that the block is called with (transformers 5)."""
+
+    def bound(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        arguments = inspect.signature(type(self.module).forward).bind(self.module, None, *args, **kwargs).arguments
+        arguments = {**arguments, **arguments.pop("kwargs", {})}
+        return {name: value for name, value in arguments.items() if name not in ("self", "hidden_states")}
+
+    def takes(self, *args: Any, **kwargs: Any) -> bool:
+        bound = self.bound(args, kwargs)
+        return bound.get("encoder_hidden_states") is None and not bound.get("output_attentions")
+
+    def attention(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        bound = self.bound(args, kwargs)
+        for name in ("encoder_hidden_states", "encoder_attention_mask"):
+            bound.pop(name, None)
+        return self.module.get_submodule(self.names[1])(x, **bound)[0]
+
+
+class FastHead(Fast):
+    """A Linear without bias from hidden states to logits, which become the loss without being made (lazy.py)."""
+
+    def __call__(self, x: Tensor) -> Any:
+        weight: Any = self.module.weight
+        wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        if not wanted or type(weight) is not nn.Parameter or torch.compiler.is_compiling() or type(x) is not Tensor:
+            return self.slow(x)
+        return lazy_logits(x, weight)

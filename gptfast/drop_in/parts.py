@@ -1,0 +1,85 @@
+"""What the fast paths ask of a module before they compute in its stead.
+
+A module is taken for what it looks like only if nothing was done to it: it has the class it should have, no hooks, no
+forward of its own. What its code computes (which GELU, which eps) is found by asking it: a probe of a few numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether calling it runs its class's forward and nothing else."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def is_linear(module: nn.Module | None) -> bool:
+    return type(module) is nn.Linear
+
+
+def is_conv1d(module: nn.Module | None) -> bool:
+    """transformers' Conv1D, a Linear whose weight is [in, out]."""
+    cls = type(module)
+    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+
+
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Of a Linear or Conv1D, the weight as [out, in]."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return (weight.T if is_conv1d(module) else weight), module.bias  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def gelu_kind(module: nn.Module) -> str | None:
+    """ "tanh" or "none" for a module that computes that form of GELU, None for any other."""
+    if not untouched(module):
+        return None
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    try:
+        y = module(x)
+    except Exception:
+        return None
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        return None
+    for kind in ("tanh", "none"):
+        if torch.allclose(y, F.gelu(x, approximate=kind), rtol=1e-5, atol=1e-6):
+            return kind
+    return None
+
+
+@torch.no_grad()
+def norm_parts(module: nn.Module) -> tuple[str, str | None, float] | None:
+    """The names of a LayerNorm's weight and bias, and its eps; None for what is no LayerNorm of the last dimension."""
+    if not untouched(module):
+        return None
+    for weight_name, bias_name in (("weight", "bias"), ("scale", "shift")):
+        weight, bias = getattr(module, weight_name, None), getattr(module, bias_name, None)
+        if isinstance(weight, Tensor) and weight.dim() == 1 and weight.device.type != "meta":
+            break
+    else:
+        return None
+    if set(dict(module.named_parameters())) - {weight_name, bias_name} or list(module.children()):
+        return None
+    x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    x[1] *= 1e-3  # where eps tells
+    eps = getattr(module, "eps", 1e-5)
+    try:
+        y = module(x)
+    except Exception:
+        return None
+    if not isinstance(eps, float) or not isinstance(y, Tensor):
+        return None
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 5e-2
+    want = F.layer_norm(x.double(), weight.shape, weight.double(), None if bias is None else bias.double(), eps)
+    if not torch.allclose(y.double(), want, rtol=tolerance, atol=tolerance):
+        return None
+    return weight_name, bias_name if bias is not None else None, eps

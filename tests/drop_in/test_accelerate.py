@@ -1,0 +1,289 @@
+"""gptfast.accelerate: the same numbers from the same model, and everything that is done with a model still works."""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gptfast
+from gptfast.drop_in.fast import Fast
+from gptfast.drop_in.lazy import LazyLogits
+
+sys.path.insert(0, str(Path(__file__).parent))
+from models import BOOK, BookGPT, NanoConfig, NanoGPT  # noqa: E402
+
+transformers = pytest.importorskip("transformers")
+V, T = 101, 20
+
+
+def hugging_face(cls="GPT2LMHeadModel", **settings):
+    defaults = {
+        "vocab_size": V, "n_positions": 64, "n_layer": 2, "n_head": 2, "n_embd": 32, "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
+    return getattr(transformers, cls)(transformers.GPT2Config(**{**defaults, **settings}))
+
+
+MAKERS = {
+    "hugging face": hugging_face,
+    "nanogpt": lambda: NanoGPT(NanoConfig()),
+    "nanogpt, no biases": lambda: NanoGPT(NanoConfig(bias=False)),
+    "book": lambda: BookGPT(BOOK),
+    "book, qkv biases": lambda: BookGPT(BOOK | {"qkv_bias": True}),
+    "book, fast": lambda: BookGPT(BOOK, fast=True),
+}
+
+
+def make(name):
+    torch.manual_seed(0)
+    model = MAKERS[name]()
+    for parameter in model.parameters():  # ones and zeros would hide a mistake
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def loss_of(model, idx):
+    """The loss as each model's users take it, and the logits."""
+    targets = idx.clone()
+    targets[0, :3] = -1 if isinstance(model, NanoGPT) else -100
+    if isinstance(model, NanoGPT):
+        logits, loss = model(idx, targets)
+    elif isinstance(model, BookGPT):
+        logits = model(idx)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    else:
+        output = model(idx, labels=targets)
+        logits, loss = output.logits, output.loss
+    return loss, logits
+
+
+def results(model, idx):
+    model.zero_grad()
+    loss, logits = loss_of(model, idx)
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters())], logits
+
+
+def assert_close(got, want):
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_loss_and_gradients_are_those_of_the_model(name):
+    model, idx = make(name), torch.randint(V, (3, T))
+    want, logits = results(model, idx)
+    parameters = dict(model.named_parameters())
+    keys, cls = list(model.state_dict()), type(model)
+    assert gptfast.accelerate(model) is model
+    got, lazy = results(model, idx)
+    assert_close(got, want)
+    assert isinstance(lazy, LazyLogits) and lazy.made is None  # nobody asked
+    assert_close([lazy.detach()], [logits.detach()])
+    assert type(model) is cls and list(model.state_dict()) == keys
+    assert all(p is parameters[n] for n, p in model.named_parameters())
+    assert "own" not in gptfast.explain(model)
+    model.eval()
+    with torch.no_grad():
+        assert type(loss_of(model, idx)[1]) is torch.Tensor
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_restore_undoes_it_exactly(name):
+    model = make(name)
+    before = {n: dict(module.__dict__) for n, module in model.named_modules()}
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    gptfast.accelerate(gptfast.accelerate(model))
+    assert any(isinstance(module.__dict__.get("forward"), Fast) for module in model.modules())
+    assert gptfast.restore(model) is model
+    for n, module in model.named_modules():
+        assert module.__dict__.keys() == before[n].keys()
+        assert all(module.__dict__[key] is value for key, value in before[n].items())
+    assert getattr(getattr(model, "config", None), "_attn_implementation", None) == attention
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_dropout_is_on_in_training_only(name):
+    torch.manual_seed(0)
+    if name == "hugging face":
+        model = hugging_face(resid_pdrop=0.5, embd_pdrop=0.0, attn_pdrop=0.5)
+    elif name.startswith("nanogpt"):
+        model = NanoGPT(NanoConfig(dropout=0.5))
+    else:
+        model = BookGPT(BOOK | {"drop_rate": 0.5}, fast="fast" in name)
+    gptfast.accelerate(model)
+    idx = torch.randint(V, (2, T))
+    a, b = (results(model, idx)[0] for _ in range(2))
+    assert not torch.equal(a[0], b[0])
+    model.eval()
+    a, b = (results(model, idx)[0] for _ in range(2))
+    assert torch.equal(a[0], b[0])
+    gptfast.restore(model)
+    assert_close(results(model, idx)[0], a)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("way", ["deepcopy", "torch.save"])
+def test_copies_are_accelerated_and_their_own(name, way):
+    model, idx = make(name), torch.randint(V, (2, T))
+    gptfast.accelerate(model)
+    want = results(model, idx)[0]
+    if way == "deepcopy":
+        other = copy.deepcopy(model)
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    for module in other.modules():
+        if "forward" in module.__dict__:
+            assert module.__dict__["forward"].module is module
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_close(results(other, idx)[0], want)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_logits_that_somebody_asks_for(name):
+    """Arithmetic, indexing, a loss of one's own, and in place; with gradients as of any logits."""
+
+    def run(model, idx):
+        model.zero_grad()
+        loss, logits = loss_of(model, idx)
+        (loss + logits[:, -1].square().mean() + logits.float().log_softmax(-1)[..., 3].mean()).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    model, idx = make(name), torch.randint(V, (2, T))
+    want = run(model, idx)
+    gptfast.accelerate(model)
+    assert_close(run(model, idx), want)
+    logits = loss_of(model, idx)[1]
+    assert logits.shape == (2, T, V) and logits.requires_grad and logits.dtype == torch.float32
+    assert logits.argmax(-1).shape == (2, T) and repr(logits).startswith("LazyLogits") and len(logits) == 2
+    assert logits.detach().numpy().shape == (2, T, V)
+    changed = logits * 1
+    logits.data[..., 0] = 5.0  # what was made is what stays
+    assert not torch.equal(changed, logits)
+
+
+def test_a_loss_that_is_not_the_fused_one_is_torchs():
+    model, idx = make("book"), torch.randint(V, (2, T))
+    gptfast.accelerate(model)
+    logits, targets = model(idx).flatten(0, 1), idx.flatten()
+    weight = torch.rand(V)
+    got = F.cross_entropy(logits, targets, weight=weight)
+    want = F.cross_entropy(logits.detach().clone(), targets, weight=weight)
+    torch.testing.assert_close(got, want)
+    each = F.cross_entropy(model(idx).flatten(0, 1), targets, reduction="none", label_smoothing=0.1)
+    want = F.cross_entropy(logits.detach().clone(), targets, reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(each, want)
+    soft = torch.softmax(torch.randn(2 * T, V), 1)
+    torch.testing.assert_close(
+        F.cross_entropy(model(idx).flatten(0, 1), soft), F.cross_entropy(logits.detach().clone(), soft)
+    )
+
+
+@pytest.mark.parametrize("name", ["hugging face", "nanogpt", "book"])
+def test_what_is_hooked_or_replaced_is_called(name):
+    model, idx = make(name), torch.randint(V, (2, T))
+    gptfast.accelerate(model)
+    want, _ = results(model, idx)
+    seen = []
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, *_: seen.append(module))
+    assert_close(results(model, idx)[0], want)
+    leaves = [module for module in model.modules() if not list(module.children())]
+    wanted = {module for module in leaves if not isinstance(module, nn.Dropout)}
+    assert wanted <= set(seen)
+    assert "own forward" in gptfast.explain(model)
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+    def forward(self, x):
+        return 0.5 * self.inner(x)
+
+
+def replaced(model, names):
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if name in names and hasattr(child, "weight"):
+                module._modules[name] = Scaled(child)
+
+
+@pytest.mark.parametrize("name", ["hugging face", "nanogpt", "book"])
+def test_a_layer_replaced_after_acceleration_counts(name):
+    plain, fast = make(name), make(name)
+    gptfast.accelerate(fast)
+    for model in (plain, fast):
+        replaced(model, ("c_fc", "c_attn", "W_query", "0", "lm_head", "out_head"))
+    idx = torch.randint(V, (2, T))
+    assert_close(results(fast, idx)[0], results(plain, idx)[0])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_optimizer_made_before_still_holds(name):
+    plain, fast = make(name), make(name)
+    idx = torch.randint(V, (2, T))
+    losses = []
+    for model in (plain, fast):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        if model is fast:
+            gptfast.accelerate(model)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = loss_of(model, idx)[0]
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["hugging face", "nanogpt", "book"])
+def test_autocast(name):
+    model, idx = make(name), torch.randint(V, (2, T))
+    with torch.autocast("cpu", torch.bfloat16):
+        want, logits = results(model, idx)
+        gptfast.accelerate(model)
+        got, lazy = results(model, idx)
+    assert lazy.dtype == logits.dtype and got[0].dtype == want[0].dtype
+    assert got[0].item() == pytest.approx(want[0].item(), rel=2e-2)
+    assert lazy.float().sub(logits.float()).abs().max() < 0.05 * logits.abs().max()
+
+
+@pytest.mark.parametrize("name", ["hugging face", "nanogpt", "book"])
+def test_compiled(name):
+    model, idx = make(name), torch.randint(V, (2, T))
+    want = results(model, idx)[0]
+    gptfast.accelerate(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    model.zero_grad()
+    if name == "book":
+        loss = F.cross_entropy(compiled(idx).flatten(0, 1), idx.flatten().index_fill(0, torch.arange(3), -100))
+    else:
+        targets = idx.clone()
+        targets[0, :3] = -1 if name == "nanogpt" else -100
+        loss = compiled(idx, targets)[1] if name == "nanogpt" else compiled(idx, labels=targets).loss
+    loss.backward()
+    assert_close([loss.detach(), *(p.grad for p in model.parameters())], want)
+
+
+def test_what_is_no_gpt2_is_refused():
+    for model in (nn.Linear(2, 2), nn.Sequential(nn.Embedding(3, 3), nn.LayerNorm(3))):
+        with pytest.raises(gptfast.GptfastError, match="is no GPT-2 that gptfast knows"):
+            gptfast.accelerate(model)
+        assert gptfast.restore(model) is model
+        assert "no GPT-2" in gptfast.explain(model)
