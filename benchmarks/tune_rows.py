@@ -96,7 +96,9 @@ def tune(
     launch = best[1]
     prefer, told = "torch", []
     for operation in operations:  # the last one is the fused one
-        forms = {name: calls(operation, name)[direction] for name in operation.forms if name != "compiled"}
+        forms = {
+            name: calls(operation, name)[direction] for name in operation.forms if name not in ("compiled", "Liger")
+        }
         times = with_launch(kernel, launch, lambda forms=forms: interleaved(forms, 3, 0.03))
         faster = times.pop("gptfast") <= min(times.values())
         told.append(f"{operation.name} {'faster' if faster else 'slower'} than PyTorch")

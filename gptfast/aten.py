@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .kernels import reference
-from .kernels.checks import check_linear_cross_entropy
+from .kernels.checks import check_cross_entropy, check_linear_cross_entropy
 from .kernels.chunked import ChunkedCrossEntropy, reduced
 from .kernels.operator import autocast, first_derivative
 
@@ -110,14 +110,18 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    if weight.dtype == x.dtype:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    bias = None if bias is None else bias.to(wide)
+    return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias, eps).to(x.dtype)
 
 
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     s = (residual + (F.dropout(x, dropout_p) if dropout_p else x)).to(residual.dtype)
-    return F.layer_norm(s, s.shape[-1:], weight, bias, eps).to(x.dtype), s
+    return layer_norm(s.to(torch.promote_types(s.dtype, x.dtype)), weight, bias, eps).to(x.dtype), s
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -125,7 +129,7 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
-    return F.gelu(x + bias, approximate=approximate)
+    return F.gelu(x + bias, approximate=approximate).to(x.dtype)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, approximate: str = "tanh") -> Tensor:
@@ -141,6 +145,7 @@ def cross_entropy(
     logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:  # fmt: skip
+    check_cross_entropy(logits, targets, ignore_index, reduction, label_smoothing, z_loss)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     if not z_loss:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import ops
 from .config import GPTConfig
 from .errors import GptfastError
+from .modules import untouched
 
 
 @dataclass
@@ -87,7 +88,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * C, C, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(self.c_fc) is not nn.Linear or self.c_fc._forward_hooks or self.c_fc._forward_pre_hooks:
+        if type(self.c_fc) is not nn.Linear or not untouched(self.c_fc):
             return self.c_proj(ops.gelu(self.c_fc(x)))  # a layer that was wrapped, replaced or is watched
         return self.c_proj(ops.linear_gelu(x, self.c_fc.weight, self.c_fc.bias))
 

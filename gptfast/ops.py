@@ -180,7 +180,7 @@ def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, dropout_p: float = 0.0, sta
     if _row_kernels(wte, ("embedding_forward", "embedding_backward")):
         from .kernels.embed import embedding as kernel
 
-        return kernel(idx, wte, wpe, dropout_p, start)
+        return kernel(idx.long(), wte, wpe, dropout_p, start)  # no copy where it is int64
     return aten.embedding(idx, wte, wpe, dropout_p, start)
 
 
@@ -213,6 +213,8 @@ def _row_kernels(x: Tensor, kernels: tuple[str, ...], fused: bool = True, width:
     """Whether the Triton kernels run on rows like those of x, and are to be preferred: see the head of this file."""
     if x.device.type not in TRITON_DEVICES or not TRITON or not x.dim():
         return False
+    if not torch.compiler.is_compiling() and type(x) not in (Tensor, torch.nn.Parameter):
+        return False  # a DTensor, say, which knows what to do with ATen's operators only
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return False
     width = width or x.shape[-1]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch import Tensor
 from .checks import check_gelu
 from .launch import check_device, on_device, options, rows_launch
 from .operator import Operator
-from .rows import accumulator, as_rows, total, walkers
+from .rows import accumulator, as_rows, total, triton_accumulator, walkers
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -36,7 +35,9 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """
     check_gelu(x, None, approximate)
     check_device(x, "x")
-    return _gelu(x.reshape(1) if x.dim() == 0 else x, None, approximate == "tanh").view(x.shape)
+    if x.dim() == 0:
+        return _gelu(x.reshape(1), None, approximate == "tanh")[0]
+    return _gelu(x, None, approximate == "tanh")
 
 
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
@@ -59,24 +60,24 @@ def _tile(x: Tensor, kernel: str) -> tuple[int, int, dict[str, Any]]:
 def _forward(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
     shape, x, bias = x.shape, as_rows(x), None if bias is None else bias.contiguous()
     N, C = x.shape
-    y = x.new_empty(N, C)
+    y = x.new_empty(shape)  # not a view, which could not be changed in place
     if y.numel():
         BM, BN, how = _tile(x, "gelu_forward")
         with on_device(x):
             gelu_forward[(triton.cdiv(N, BM) * triton.cdiv(C, BN),)](
-                x, bias, y, x.stride(0), N, C, TANH=tanh, ACC=_wide(x), BM=BM, BN=BN, **how
+                x, bias, y, x.stride(0), N, C, TANH=tanh, ACC=triton_accumulator(x), BM=BM, BN=BN, **how
             )
-    return y.view(shape)
+    return y
 
 
 def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool, sums: bool) -> tuple[Tensor, Tensor]:
     """dx, and with `sums` dbias, else no elements."""
     shape, x, dy, bias = x.shape, as_rows(x), as_rows(dy), None if bias is None else bias.contiguous()
     N, C = x.shape
-    dx = x.new_empty(N, C)
+    dx = x.new_empty(shape)
     dbias = x.new_empty(0) if bias is None else bias.new_empty(C if sums else 0)
     if not x.numel():
-        return dx.view(shape), dbias.zero_()
+        return dx, dbias.zero_()
     BM, BN, how = _tile(x, "gelu_backward")
     columns = triton.cdiv(C, BN)
     programs = walkers(x.device, triton.cdiv(N, BM), columns)
@@ -84,15 +85,11 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool, sums: bool
     with on_device(x):
         gelu_backward[(programs * columns,)](
             dy, x, bias, dx, partials, dy.stride(0), x.stride(0), N, C, programs,
-            TANH=tanh, ACC=_wide(x), BM=BM, BN=BN, **how,
+            TANH=tanh, ACC=triton_accumulator(x), BM=BM, BN=BN, **how,
         )  # fmt: skip
         if partials is not None:
             total(partials, dbias)
-    return dx.view(shape), dbias
-
-
-def _wide(x: Tensor) -> Any:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
+    return dx, dbias
 
 
 @triton.jit

@@ -70,6 +70,7 @@ class Report:
     spills: int  # bytes
     shared: int  # bytes
     instructions: tuple[str, ...]
+    threads: int = 32
 
 
 def _target(arch: str) -> Any:
@@ -134,7 +135,8 @@ def report(arch: str, kernel: Any, rows: bool = False) -> Report:
     found = tuple(name for name, pattern in wanted.items() if re.search(pattern, text))
     if rows:
         found = tuple(name for name in found if name != "barrier") + (() if "barrier" in found else ("no barrier",))
-    return Report(registers, spills, kernel.metadata.shared, found)
+    threads = kernel.metadata.num_warps * _target(arch).warp_size
+    return Report(registers, spills, kernel.metadata.shared, found, threads)
 
 
 def _number(pattern: str, text: str) -> int:
@@ -283,6 +285,8 @@ def examine(case: Case) -> Report:
 def complaints(case: Case, got: Report, recorded: list[str] | None) -> Iterator[str]:
     if got.spills and not case.slow:
         yield f"spills {got.spills} bytes"
+    if got.threads > 1024:
+        yield f"has {got.threads} threads, and a block 1,024 at most"
     if got.shared > SHARED[case.arch]:
         yield f"takes {got.shared} bytes of shared memory of {SHARED[case.arch]}"
     if _on_rows(case.kernel):

@@ -217,9 +217,9 @@ def _check_loss(reduction: str, label_smoothing: float, z_loss: float) -> None:
 
 
 def _check_targets(targets: Tensor, N: int, V: int, ignore_index: int, x: Tensor) -> None:
-    _check_integers("targets", targets, f"[{N}]", 1, x)
-    if targets.shape != (N,):
+    if isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.shape != (N,):
         raise ValueError(f"targets is {list(targets.shape)}; it must be [{N}], one for each row")
+    _check_integers("targets", targets, "[N]", 1, x)  # not {N}: to print a size is to compile for it
     _check_range("targets", targets, V, ignore_index)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operator import Operator
+from .operator import Operator, no_autocast
 from .reference import check_reduction
 
 # Logits held at once. On a GPU 2,560 rows of 50,304 in 16 bits: with dW in fp32 and dx, 0.46 GB at B = 32, T = 1,024.
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}
+FP16_SCALE = 1024.0  # of a chunk's gradient in fp16: probabilities of 1 / V are below its normal numbers
 BLOCK = 4096  # rows of W whose gradient a CPU makes at once: its temporary copies are 12 MB at C = 768
 
 # logits [n, V], targets [n], ignore_index, label_smoothing, z_loss -> losses [n] are written where they are given; with
@@ -55,49 +56,56 @@ class ChunkedCrossEntropy:
     def __init__(self, name: str, step: Step) -> None:
         def chunks(
             x: Tensor, weight: Tensor, targets: Tensor, options: tuple[Any, ...], upstream: Tensor | None,
-            losses: Tensor | None, gradients: bool,
+            losses: Tensor | None, needs_x: bool, needs_w: bool,
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
-            """Fills losses [N]; returns dx in x's dtype and dW in fp32, scaled by upstream [N], or of no elements."""
+            """Fills losses [N]; returns dx in x's dtype and dW in fp32, scaled by upstream [N]; of no elements what is
+            not needed.
+            """
             (N, C), V = x.shape, weight.shape[0]
-            dx = x.new_empty((N, C) if gradients else 0)
-            dw = x.new_zeros((V, C) if gradients else 0, dtype=torch.promote_types(x.dtype, torch.float32))
+            dx = x.new_empty((N, C) if needs_x else 0)
+            dw = x.new_zeros((V, C) if needs_w else 0, dtype=torch.promote_types(x.dtype, torch.float32))
             rows = chunk_rows(N, V, x)
             # Rows that start at multiples of 128 bytes are read 16 bytes at a time, whatever V is.
             width = V if x.device.type == "cpu" else -(-V // 64) * 64
             buffer = x.new_empty(min(rows, N), width)[:, :V]
-            with torch.autocast(x.device.type, enabled=False):  # the backward may be called inside one
+            with no_autocast(x.device):  # the backward may be called inside one
                 for start in range(0, N, rows):
                     part = slice(start, min(start + rows, N))
                     logits = buffer[: part.stop - start]
                     torch.mm(x[part], weight.T, out=logits)
                     step(
                         logits, targets[part], *options, losses=None if losses is None else losses[part],
-                        gradients=gradients, upstream=None if upstream is None else upstream[part],
+                        gradients=needs_x or needs_w, upstream=None if upstream is None else upstream[part],
                     )  # fmt: skip
-                    if gradients:
+                    if needs_x:
                         torch.mm(logits, weight, out=dx[part])
+                    if needs_w:
                         _accumulate(dw, logits, x[part])
             return dx, dw
 
         def run(
-            x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float
-        ) -> tuple[Tensor, Tensor, Tensor]:
+            x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float,
+            needs_x: bool, needs_w: bool,
+        ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
             losses = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
-            dx, dw = chunks(x, weight, targets, (ignore_index, smoothing, z_loss), None, losses, True)
+            upstream = losses.new_full((1,), FP16_SCALE).expand(len(x)) if x.dtype == torch.float16 else None
+            options = (ignore_index, smoothing, z_loss)
+            dx, dw = chunks(x, weight, targets, options, upstream, losses, needs_x, needs_w)
             return losses.sum(), dx, dw
 
         def run_losses(
             x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float
         ) -> Tensor:
             losses = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
-            chunks(x, weight, targets, (ignore_index, smoothing, z_loss), None, losses, False)
+            chunks(x, weight, targets, (ignore_index, smoothing, z_loss), None, losses, False, False)
             return losses
 
         def run_backward(
             dlosses: Tensor, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, smoothing: float,
-            z_loss: float,
+            z_loss: float, needs_x: bool, needs_w: bool,
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
-            dx, dw = chunks(x, weight, targets, (ignore_index, smoothing, z_loss), dlosses, None, True)
+            options = (ignore_index, smoothing, z_loss)
+            dx, dw = chunks(x, weight, targets, options, dlosses, None, needs_x, needs_w)
             return dx, dw.to(weight.dtype)
 
         self.backward = Operator(f"{name}_losses_backward", run_backward, _fake_backward)
@@ -112,14 +120,14 @@ class ChunkedCrossEntropy:
         options = (ignore_index, float(smoothing), float(z_loss))
         gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         if gradients and not recompute and reduction != "none":
-            total = self.sum(x, weight, targets, *options)[0]
+            total = self.sum(x, weight, targets, *options, x.requires_grad, weight.requires_grad)[0]
         else:
             total = self.losses(x, weight, targets, *options)
         return reduced(total, targets, ignore_index, reduction)
 
     def _recompute(self, ctx: Any, dlosses: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw = self.backward(dlosses, *ctx.saved_tensors, *ctx.options)
         needs_x, needs_w, *_ = ctx.needs_input_grad
+        dx, dw = self.backward(dlosses, *ctx.saved_tensors, *ctx.options, needs_x, needs_w)
         return dx if needs_x else None, dw if needs_w else None, None, None, None, None
 
 
@@ -145,17 +153,19 @@ def _scaled(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _fake_sum(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_sum(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dw = _fake_backward(x, x, weight, *rest)
     wide = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty((), dtype=wide), x.new_empty(x.shape), weight.new_empty(weight.shape, dtype=wide)
+    return x.new_empty((), dtype=wide), dx, dw.to(wide)
 
 
 def _fake_losses(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _fake_backward(dlosses: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _fake_backward(dlosses: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, needs_x, needs_w = rest
+    return x.new_empty(x.shape if needs_x else 0), weight.new_empty(weight.shape if needs_w else 0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -171,9 +181,11 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 
 
 def _scale_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None, None, None, None
-    dx, dw = ctx.saved_tensors
-    needs_x, needs_w, *_rest = ctx.needs_input_grad
-    dx = _scaled(dx, grad, dx.dtype) if needs_x else None
-    return dx, _scaled(dw, grad, ctx.dtype) if needs_w else None, None, None, None, None
+    gradients: list[Tensor | None] = [None] * 8
+    if grad is not None:
+        dx, dw = ctx.saved_tensors
+        grad = grad / FP16_SCALE if dx.dtype == torch.float16 else grad
+        for i, (gradient, dtype) in enumerate(((dx, dx.dtype), (dw, ctx.dtype))):
+            if ctx.needs_input_grad[i]:
+                gradients[i] = _scaled(gradient, grad, dtype)
+    return tuple(gradients)

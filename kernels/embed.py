@@ -65,20 +65,22 @@ def _forward(idx: Tensor, wte: Tensor, wpe: Tensor, seed: Tensor | None, dropout
 def _backward(
     dx: Tensor, idx: Tensor, seed: Tensor | None, dropout_p: float, start: int, V: int, P: int
 ) -> tuple[Tensor, Tensor]:
-    """dwte [V, C] and dwpe [P, C]."""
+    """dwte [V, C] and dwpe [P, C]; of no rows where V or P is 0, which says that they are not needed."""
     (B, T), C = idx.shape, dx.shape[-1]
     dx = as_rows(dx)
     dwte, dwpe = dx.new_zeros(V, C), dx.new_zeros(P, C)
     if not dx.numel():
         return dwte, dwpe
-    tokens, order = torch.sort(idx.flatten(), stable=True)
     BM, BN, how = _tile(dx, "embedding_backward")
     columns = triton.cdiv(C, BN)
     threshold = dropout_threshold(dropout_p)
     rest = (seed, dx.stride(0), B * T, C, threshold, 65536 / (65536 - threshold))
     with on_device(dx):
-        token_sums[(B * T * columns,)](dx, tokens, order, dwte, *rest, V, BM=BM, BN=BN, **how)
-        position_sums[(T * columns,)](dx, dwpe, *rest, T, start, BM=BM, BN=BN, **how)
+        if V:
+            tokens, order = torch.sort(idx.flatten(), stable=True)
+            token_sums[(B * T * columns,)](dx, tokens, order, dwte, *rest, V, BM=BM, BN=BN, **how)
+        if P:
+            position_sums[(T * columns,)](dx, dwpe, *rest, T, start, BM=BM, BN=BN, **how)
     return dwte, dwpe
 
 
@@ -181,8 +183,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradients(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
     idx, seed = ctx.saved_tensors
-    dwte, dwpe = _embedding_backward(dx, idx, seed, ctx.dropout_p, ctx.start, *ctx.sizes)
     _, wte, wpe, *_ = ctx.needs_input_grad
+    V, P = ctx.sizes
+    dwte, dwpe = _embedding_backward(dx, idx, seed, ctx.dropout_p, ctx.start, V if wte else 0, P if wpe else 0)
     return None, dwte if wte else None, dwpe if wpe else None, None, None, None
 
 

@@ -1,6 +1,6 @@
 """How kernels are launched: which device a tensor is on, and the checked-in table of tile sizes.
 
-No kernel is tuned when it is called. `launch_table.json` is written by benchmarks/tune_attention.py on a GPU; a row
+No kernel is tuned when it is called. `launch_table.json` is written by benchmarks/tune_*.py on a GPU; a row
 that no GPU has measured holds what the ahead-of-time report shows to fit (gptfast.kernels.aot), and says so.
 """
 
@@ -109,6 +109,8 @@ def check_device(x: Tensor, name: str) -> None:
                 f"{name} is bfloat16, which Triton's interpreter computes wrongly (tl.dot gives garbage); "
                 "use float16 or float32 under TRITON_INTERPRET=1"
             )
+    elif x.device.type == "cuda" and x.dtype == torch.float64:
+        raise TypeError(f"{name} is float64, which runs in Triton's interpreter only; use float32, or gptfast.ops")
     elif x.device.type != "cuda":
         raise ValueError(
             f"{name} is on {x.device}, where Triton does not run; move it to a GPU, set TRITON_INTERPRET=1 before "

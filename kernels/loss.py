@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,7 +24,7 @@ from .checks import check_cross_entropy
 from .chunked import reduced
 from .launch import check_device, on_device, options, rows_launch
 from .operator import Operator
-from .rows import accumulator, as_rows
+from .rows import accumulator, as_rows, triton_accumulator
 
 
 def cross_entropy(
@@ -62,7 +61,7 @@ def launch(
             logits, targets.contiguous(), losses, parts, gradient, upstream, logits.stride(0),
             0 if gradient is None else gradient.stride(0), 0 if upstream is None else upstream.stride(0),
             readable or V, V, ignore_index, smoothing, z_loss,
-            SMOOTH=smoothing > 0, ACC=tl.float64 if logits.dtype == torch.float64 else tl.float32,
+            SMOOTH=smoothing > 0, ACC=triton_accumulator(logits),
             BN=min(how.BN, triton.next_power_of_2(V)), **options(how),
         )  # fmt: skip
 
@@ -81,6 +80,9 @@ def cross_entropy_rows(
     logits += row * stride
     lanes = tl.arange(0, BN)
     if losses is not None:
+        # Loaded before the barriers of the first walk: the second may put the gradient in its place.
+        exists = (target >= 0) & (target < V)
+        chosen = tl.load(logits + target, mask=used & exists, other=0.0).to(ACC)
         m = tl.cast(-float("inf"), ACC)
         l = tl.cast(0.0, ACC)  # noqa: E741 - the field's name
         plain_sum = tl.cast(0.0, ACC)
@@ -96,8 +98,6 @@ def cross_entropy_rows(
             m = m_new
         log_l = tl.log(l)
         total = m + log_l
-        exists = (target >= 0) & (target < V)
-        chosen = tl.load(logits + target, mask=used & exists, other=0.0).to(ACC)
         # Not total - chosen: m - chosen has all digits of large logits, and m + log l has not.
         loss = log_l + (1 - smoothing) * (m - chosen) + z_loss * total * total
         if SMOOTH:

@@ -77,12 +77,12 @@ def _forward(
     shape, x = x.shape, as_rows(x)
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     N, C = x.shape
-    y = x.new_empty(N, C)
+    y = x.new_empty(shape)  # not a view, which could not be changed in place
     mean, rstd = (x.new_empty(N, dtype=accumulator(x)) for _ in range(2))
     s = None
     if residual is not None:
         residual = as_rows(residual)
-        s = residual.new_empty(N, C)
+        s = residual.new_empty(shape)
     if y.numel():
         BM, BN, how = _launch(x, "norm_forward")
         threshold = dropout_threshold(dropout_p)
@@ -92,7 +92,7 @@ def _forward(
                 0 if residual is None else residual.stride(0), N, C, eps, threshold, 65536 / (65536 - threshold),
                 BM=BM, BN=BN, **how,
             )  # fmt: skip
-    return y.view(shape), None if s is None else s.view(shape), mean, rstd
+    return y, s, mean, rstd
 
 
 def _backward(
@@ -105,11 +105,11 @@ def _backward(
     shape, s, dy, weight = s.shape, as_rows(s), as_rows(dy), weight.contiguous()
     ds = None if ds is None else as_rows(ds)
     N, C = s.shape
-    dresidual = s.new_empty(N, C)
-    dx = s.new_empty((N, C) if seed is not None or dtype != s.dtype else 0, dtype=dtype)
+    dresidual = s.new_empty(shape)
+    dx = s.new_empty(shape if seed is not None or dtype != s.dtype else 0, dtype=dtype)
     dw, db = (weight.new_empty(C if parameters else 0) for _ in range(2))
     if not s.numel():
-        return dresidual.view(shape), dx.view(shape) if dx.shape != (0,) else dx, dw.zero_(), db.zero_()
+        return dresidual, dx, dw.zero_(), db.zero_()
     BM, BN, how = _launch(s, "norm_backward")
     programs = walkers(s.device, triton.cdiv(N, BM))
     in_memory = C > MOST_IN_REGISTERS
@@ -122,12 +122,12 @@ def _backward(
         norm_backward[(programs,)](
             dy, ds, s, weight, mean, rstd, seed, dresidual, dx if dx.numel() else None, partials,
             dy.stride(0), 0 if ds is None else ds.stride(0), s.stride(0), N, C, threshold, 65536 / (65536 - threshold),
-            BM=BM, BN=BN, IN_MEMORY=in_memory, STAGES=how["num_stages"], **how,
+            BM=BM, BN=BN, IN_MEMORY=in_memory, STAGES=1 if in_memory else how["num_stages"], **how,
         )  # fmt: skip
         if partials is not None:
             total(partials[:, 0], dw)
             total(partials[:, 1], db)
-    return dresidual.view(shape), dx.view(shape) if dx.numel() else dx, dw, db
+    return dresidual, dx, dw, db
 
 
 @triton.jit

@@ -9,45 +9,70 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Also on devices that have no autocast, meta say."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, enabled=False) if autocast_enabled(device) else nullcontext()
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast wants them; what is not a tensor is left for the checks to name."""
-    if not all(isinstance(x, Tensor) for x in tensors) or not torch.is_autocast_enabled(tensors[0].device.type):
+    if not all(isinstance(x, Tensor) for x in tensors) or not autocast_enabled(tensors[0].device):
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether nothing watches the call, so that an autograd function will do without the dispatcher's overhead."""
+    """Whether nothing watches the call, so that an autograd function will do without the dispatcher's overhead.
+
+    Raises NotImplementedError inside torch.func.grad and jvp, and for tensors with a tangent: neither a registered
+    operator nor an autograd function says so itself where it would give zeros.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    transforms = torch._C._functorch.TransformType
+    dual = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    if dual or (interpreter is not None and interpreter.key() in (transforms.Grad, transforms.Jvp)):
+        raise NotImplementedError(
+            "torch.func.grad, vjp, jvp and forward-mode derivatives do not go through gptfast's operators; "
+            "gptfast.kernels.reference has functions that they go through"
+        )
     return (
-        not torch.compiler.is_compiling()
+        interpreter is None
         and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
     )
 
 
 def first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward whose own derivative raises. Under torch's once_differentiable it is taken for a constant, without a
-    word, where the gradient that comes in is one.
+    """A backward that raises under create_graph: it has no derivative, and what it returns would count as constant.
+
+    torch's once_differentiable raises later, and not at all where the gradient that comes in is a constant, or where
+    torch.autograd.grad asks for inputs that it does not find behind it.
     """
 
     @functools.wraps(backward)
     def only(ctx: Any, *gradients: Any) -> Any:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return backward(ctx, *gradients)
-        with torch.no_grad():
-            outputs = backward(ctx, *gradients)
-        message = "gptfast's operators have no second derivative; those of gptfast.kernels.reference have"
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        outputs = [x if x is None else x.detach().requires_grad_() for x in outputs]
-        return torch._C._functions.DelayedError(message.encode(), len(outputs))(*outputs)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "gptfast's operators have no second derivative, which create_graph=True asks for; "
+                "those of gptfast.kernels.reference have"
+            )
+        return backward(ctx, *gradients)
 
     return only
 

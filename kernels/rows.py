@@ -30,6 +30,10 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def triton_accumulator(x: Tensor) -> tl.dtype:
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Of the device; an H100's number in the interpreter and the ahead-of-time report, which have none."""

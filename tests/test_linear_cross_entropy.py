@@ -120,14 +120,14 @@ def test_no_logits_of_the_whole_batch_are_held(monkeypatch):
 
     x, w = torch.randn(N, C), torch.randn(V, C)
     with Watch():
-        aten._chunked.sum.run(x, w, torch.randint(V, (N,)), -100, 0.0, 0.0)
+        aten._chunked.sum.run(x, w, torch.randint(V, (N,)), -100, 0.0, 0.0, True, True)
     assert max(sizes) == V * C
 
 
 @pytest.mark.parametrize("name", ["sum", "losses"])
 def test_registered_operators_are_well_formed(name):
     x, w = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
-    args = (x, w, torch.randint(9, (6,)), -100, 0.1, 0.01)
+    args = (x, w, torch.randint(9, (6,)), -100, 0.1, 0.01, *[True, True] * (name == "sum"))
     torch.library.opcheck(getattr(aten._chunked, name).registered.default, args)
 
 
@@ -171,9 +171,28 @@ def test_a_second_derivative_is_refused_and_not_computed_wrongly():
     x, w = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     for recompute in (False, True):
         loss = ops.linear_cross_entropy(x.square(), w, torch.tensor([0, 1, 2, 3]), recompute=recompute)
-        (first,) = torch.autograd.grad(loss, x, create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivative"):
-            first.sum().backward()
+            torch.autograd.grad(loss, x, create_graph=True)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("frozen", ["x", "w"])
+def test_what_is_frozen_costs_no_gradient(frozen, recompute):
+    x, w, t = torch.randn(9, 4), torch.randn(5, 4), torch.randint(5, (9,))
+    wanted = (w if frozen == "x" else x).requires_grad_()
+    (got,) = torch.autograd.grad(ops.linear_cross_entropy(x, w, t, recompute=recompute), wanted)
+    want = torch.autograd.grad(F.cross_entropy(x @ w.T, t), wanted)[0]
+    torch.testing.assert_close(got, want)
+    with torch.no_grad():
+        empty = aten._chunked.sum.run(x, w, t, -100, 0.0, 0.0, frozen != "x", frozen != "w")
+    assert empty[1 if frozen == "x" else 2].numel() == 0
+
+
+def test_a_model_without_memory():
+    model = torch.nn.Linear(4, 5, bias=False, device="meta")
+    x, t = torch.empty(3, 4, device="meta"), torch.empty(3, dtype=torch.long, device="meta")
+    loss = ops.linear_cross_entropy(x, model.weight, t)
+    assert loss.device.type == "meta" and loss.shape == ()
 
 
 def test_bad_input():

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from ..modules import untouched
 from .fast import Fast, FastAttention, FastBlock, FastGPT2Block, FastHead, FastMLP
-from .parts import gelu_kind, is_conv1d, is_linear, norm_parts, untouched
+from .parts import gelu_kind, is_conv1d, is_linear, norm_parts
 
 
 @dataclass
@@ -126,7 +127,7 @@ def _is_nanogpt(module: nn.Module) -> bool:
 
 def _nanogpt(name: str, model: nn.Module) -> list[Part]:
     parts = []
-    for i, block in enumerate(model.transformer["h"]):  # type: ignore[index, arg-type]
+    for i, block in enumerate(model.transformer["h"]):  # type: ignore[index]
         where = _joined(name, f"transformer.h.{i}")
         parts.append(_block(where, block, ("ln_1", "attn", "ln_2", "mlp", None)))
         attention = block.attn

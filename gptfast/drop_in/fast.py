@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..modules import untouched
 from .lazy import lazy_logits
-from .parts import is_conv1d, is_linear, untouched, weight_and_bias
+from .parts import is_conv1d, is_linear, weight_and_bias
 
 
 class Fast:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
-from ..kernels.operator import first_derivative
+from ..kernels.operator import autocast, autocast_enabled, first_derivative, no_autocast
 
 
 class LazyLogits(torch.Tensor):
@@ -58,7 +58,7 @@ class LazyLogits(torch.Tensor):
 
     def compute(self) -> Tensor:
         if self.made is None:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            with torch.no_grad(), no_autocast(self.device):
                 self.made = F.linear(self.x, self.weight).to(self.dtype)
         return self.made
 
@@ -87,9 +87,7 @@ _SHAPES = {Tensor.float, Tensor.to, Tensor.view, Tensor.reshape, Tensor.flatten,
 
 def lazy_logits(x: Tensor, weight: Tensor) -> Tensor:
     """`F.linear(x, weight)` when it is asked for: x [..., C], weight [V, C]; autocast is followed."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
+    x, weight = autocast(x, weight)
     return _made(x, weight, x.dtype)
 
 
@@ -129,6 +127,4 @@ def _loss(
         return None
     x, w = logits.source
     loss = ops.linear_cross_entropy(x, w, target, ignore_index, reduction, label_smoothing)
-    return (
-        loss if torch.is_autocast_enabled(x.device.type) else loss.to(logits.dtype)
-    )  # fp32 under autocast, as torch's
+    return loss if autocast_enabled(x.device) else loss.to(logits.dtype)  # fp32 under autocast, as torch's

@@ -10,16 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def untouched(module: nn.Module) -> bool:
-    """Whether calling it runs its class's forward and nothing else."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
+from ..modules import untouched
 
 
 def is_linear(module: nn.Module | None) -> bool:

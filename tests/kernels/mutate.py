@@ -110,7 +110,7 @@ FAULTS = {
     "a target that does not exist": ("loss.py", "loss = tl.where(exists, loss, float(\"nan\"))", "loss = loss", LOSS),
     "upstream of the first row": ("loss.py", "upstream + row * stride_u", "upstream", LOSS),
     "last chunk left out": ("chunked.py", "for start in range(0, N, rows):", "for start in range(0, max(N - rows, 1), rows):", LOSS),
-    "dW in 16 bits": ("chunked.py", "if gradients else 0, dtype=torch.promote_types(x.dtype, torch.float32))", "if gradients else 0, dtype=x.dtype)", LOSS),
+    "dW in 16 bits": ("chunked.py", "if needs_w else 0, dtype=torch.promote_types(x.dtype, torch.float32))", "if needs_w else 0, dtype=x.dtype)", LOSS),
     "upstream of the first chunk": ("chunked.py", "upstream=None if upstream is None else upstream[part]", "upstream=upstream", LOSS),
     "loss scale in 16 bits": ("chunked.py", "target.copy_(source * scale)", "target.copy_(source.to(dtype) * scale.to(dtype))", LOSS),
     "autocast not followed": ("linear_loss.py", "x, weight = autocast(x, weight)", "autocast(x, weight)", TORCH),

@@ -29,6 +29,8 @@ def test_a_row_that_spills_or_loses_its_instruction_is_an_error():
     assert not list(aot.complaints(case, fine, ["wgmma", "tma"]))
     spills = aot.Report(255, 8, 65536, ("wgmma", "tma"))
     assert list(aot.complaints(case, spills, ["wgmma"])) == ["spills 8 bytes"]
+    wide = aot.Report(64, 0, 0, ("mma",), 2048)
+    assert "has 2048 threads, and a block 1,024 at most" in list(aot.complaints(case, wide, []))
     big = aot.Report(128, 0, 232449, ("wgmma",))
     assert list(aot.complaints(case, big, ["wgmma"])) == ["takes 232449 bytes of shared memory of 232448"]
     assert list(aot.complaints(case, fine, ["tma", "cp.async"])) == ["no longer uses cp.async"]

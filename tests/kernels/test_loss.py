@@ -393,5 +393,6 @@ def test_no_logits_of_the_whole_batch_are_held(gradients, chunk_of):
 
     operator = linear_loss._chunked.sum if gradients else linear_loss._chunked.losses
     with Watch(), torch.no_grad():
-        operator.run(numbers(N, C), numbers(V, C), targets_of(N, V), -100, 0.0, 0.0)
+        flags = (True, True) if gradients else ()
+        operator.run(numbers(N, C), numbers(V, C), targets_of(N, V), -100, 0.0, 0.0, *flags)
     assert 4 * rows * V <= max(sizes) <= 4 * max(rows * -(-V // 64) * 64, V * C, N * C) < 4 * N * V
