@@ -91,18 +91,10 @@ def _hugging_face(name: str, model: nn.Module) -> list[Part]:
         names = ("ln_1", "attn", "ln_2", "mlp", None)
         if hasattr(block, "crossattention"):
             parts.append(Part(where, block, "own forward: it has cross attention"))
-        elif _transformers_major() < 5:
-            parts.append(Part(where, block, "own forward: the blocks of transformers 4 are called otherwise"))
         else:
             parts.append(_block(where, block, names, FastGPT2Block))
         parts.append(_mlp(_joined(where, "mlp"), block.mlp, ("c_fc", "act", "c_proj", "dropout")))
     return parts
-
-
-def _transformers_major() -> int:
-    import transformers
-
-    return int(transformers.__version__.split(".")[0])
 
 
 def _has(module: nn.Module, *names: str) -> bool:

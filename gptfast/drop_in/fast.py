@@ -6,6 +6,7 @@ saved with the module; the class, the children, the parameters and their names s
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -89,17 +90,18 @@ class FastBlock(Fast):
         self.names, self.norm = names, norm
         self.norm_class = type(module.get_submodule(names[2]))
 
-    def attention(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.module.get_submodule(self.names[1])(x)
-
-    def takes(self, *args: Any, **kwargs: Any) -> bool:
-        return not args and not kwargs
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """What the attention gets beside x; None where the block is asked for what this forward does not do."""
+        return None if args or kwargs else {}
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         norm = self.module.get_submodule(self.names[2])
-        if type(norm) is not self.norm_class or not untouched(norm) or not self.takes(*args, **kwargs):
+        arguments = self.arguments(args, kwargs)
+        if arguments is None or type(norm) is not self.norm_class or not untouched(norm):
             return self.slow(x, *args, **kwargs)
-        branch = self.attention(self.module.get_submodule(self.names[0])(x), *args, **kwargs)
+        branch = self.module.get_submodule(self.names[1])(self.module.get_submodule(self.names[0])(x), **arguments)
+        if isinstance(branch, tuple):  # transformers' returns its weights too, or None
+            branch = branch[0]
         drop = None if self.names[4] is None else self.module.get_submodule(self.names[4])
         p = 0.0
         if drop is not None and type(drop) is nn.Dropout and untouched(drop):
@@ -115,22 +117,33 @@ class FastBlock(Fast):
 
 
 class FastGPT2Block(FastBlock):
-    """transformers' block, whose attention gets the caches and masks that the block is called with (transformers 5)."""
+    """transformers' block, whose attention gets the caches and masks that the block is called with."""
 
-    def bound(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        arguments = inspect.signature(type(self.module).forward).bind(self.module, None, *args, **kwargs).arguments
-        arguments = {**arguments, **arguments.pop("kwargs", {})}
-        return {name: value for name, value in arguments.items() if name not in ("self", "hidden_states")}
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        names = _names(type(self.module).forward)
+        found = {**dict(zip(names, args, strict=False)), **kwargs}
+        if found.pop("encoder_hidden_states", None) is not None or found.get("output_attentions"):
+            return None
+        found.pop("encoder_attention_mask", None)
+        return found
 
-    def takes(self, *args: Any, **kwargs: Any) -> bool:
-        bound = self.bound(args, kwargs)
-        return bound.get("encoder_hidden_states") is None and not bound.get("output_attentions")
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = super().__call__(x, *args, **kwargs)
+        return (out,) if _before_5() and not isinstance(out, tuple) else out
 
-    def attention(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        bound = self.bound(args, kwargs)
-        for name in ("encoder_hidden_states", "encoder_attention_mask"):
-            bound.pop(name, None)
-        return self.module.get_submodule(self.names[1])(x, **bound)[0]
+
+@functools.cache
+def _names(forward: Any) -> tuple[str, ...]:
+    """Of its arguments after self and the hidden states, in their order."""
+    return tuple(inspect.signature(forward).parameters)[2:]
+
+
+@functools.cache
+def _before_5() -> bool:
+    """Whether transformers' blocks return a tuple."""
+    import transformers
+
+    return int(transformers.__version__.split(".")[0]) < 5
 
 
 class FastHead(Fast):
