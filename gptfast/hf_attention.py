@@ -189,6 +189,9 @@ def attention(
     for name in REFUSED:
         if kwargs.get(name) is not None:
             raise ValueError(f'{name} is not supported by attn_implementation="{NAME}"; use "eager"')
+    if query.shape[2] == 1 and attention_mask is None and query.device.type not in ops.TRITON_DEVICES:
+        # A token against its cache, many times a second: the same as below, with fewer steps between.
+        return sdpa_attention_forward(module, query, key, value, None, dropout, scaling, is_causal=False, **kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     (B, _, Tq, _), n = query.shape, key.shape[2]
     described = attention_mask is not None and attention_mask.dtype == torch.uint32

@@ -18,10 +18,20 @@ from ..modules import untouched
 from .lazy import lazy_logits
 from .parts import is_conv1d, is_linear, weight_and_bias
 
+# Where the residual addition and the LayerNorm are two kernels all the same, and a block's own forward does as well.
+SEPARATE = {"cpu"}
+
 
 class Fast:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    def child(self, path: str) -> nn.Module:
+        """nn.Module.get_submodule without its checks, which take as long as a small kernel."""
+        module: Any = self.module
+        for name in path.split("."):
+            module = module._modules[name]
+        return module
 
     def slow(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward."""
@@ -39,15 +49,15 @@ class FastMLP(Fast):
     def __init__(self, module: nn.Module, names: tuple[str, str, str, str | None], kind: str) -> None:
         super().__init__(module)
         self.names, self.kind = names, kind
-        self.activation = type(module.get_submodule(names[1]))
+        self.activation = type(self.child(names[1]))
 
     def __call__(self, x: Tensor) -> Any:
-        fc, activation, projection = (self.module.get_submodule(name) for name in self.names[:3])
+        fc, activation, projection = (self.child(name) for name in self.names[:3])
         plain = (is_linear(fc) or is_conv1d(fc)) and untouched(fc)
         if not plain or type(activation) is not self.activation or not untouched(activation):
             return self.slow(x)
         out = projection(ops.linear_gelu(x, *weight_and_bias(fc), self.kind))
-        return out if self.names[3] is None else self.module.get_submodule(self.names[3])(out)
+        return out if self.names[3] is None else self.child(self.names[3])(out)
 
 
 class FastAttention(Fast):
@@ -64,16 +74,16 @@ class FastAttention(Fast):
 
     def __call__(self, x: Tensor) -> Any:
         B, T, _ = x.shape
-        p = self.dropout if isinstance(self.dropout, float) else self.module.get_submodule(self.dropout).p
+        p = self.dropout if isinstance(self.dropout, float) else self.child(self.dropout).p
         p = float(p) if self.module.training else 0.0  # type: ignore[arg-type]
-        q, *rest = (self.module.get_submodule(name)(x) for name in self.qkv)
+        q, *rest = (self.child(name)(x) for name in self.qkv)
         if rest:
             heads = (y.view(B, T, self.heads, -1) for y in (q, *rest))
             y = ops.causal_attention(*heads, dropout_p=p)
         else:
             y = ops.causal_attention_qkvpacked(q.view(B, T, 3, self.heads, -1), dropout_p=p)
-        y = self.module.get_submodule(self.out)(y.reshape(B, T, -1))
-        return y if self.after is None else self.module.get_submodule(self.after)(y)
+        y = self.child(self.out)(y.reshape(B, T, -1))
+        return y if self.after is None else self.child(self.after)(y)
 
 
 class FastBlock(Fast):
@@ -88,21 +98,23 @@ class FastBlock(Fast):
     ) -> None:
         super().__init__(module)
         self.names, self.norm = names, norm
-        self.norm_class = type(module.get_submodule(names[2]))
+        self.norm_class = type(self.child(names[2]))
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """What the attention gets beside x; None where the block is asked for what this forward does not do."""
         return None if args or kwargs else {}
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        norm = self.module.get_submodule(self.names[2])
+        if x.device.type in SEPARATE:
+            return self.slow(x, *args, **kwargs)
+        norm = self.child(self.names[2])
         arguments = self.arguments(args, kwargs)
         if arguments is None or type(norm) is not self.norm_class or not untouched(norm):
             return self.slow(x, *args, **kwargs)
-        branch = self.module.get_submodule(self.names[1])(self.module.get_submodule(self.names[0])(x), **arguments)
+        branch = self.child(self.names[1])(self.child(self.names[0])(x), **arguments)
         if isinstance(branch, tuple):  # transformers' returns its weights too, or None
             branch = branch[0]
-        drop = None if self.names[4] is None else self.module.get_submodule(self.names[4])
+        drop = None if self.names[4] is None else self.child(self.names[4])
         p = 0.0
         if drop is not None and type(drop) is nn.Dropout and untouched(drop):
             p = drop.p if drop.training else 0.0
@@ -112,7 +124,7 @@ class FastBlock(Fast):
         y, s = ops.add_layer_norm(
             branch, x, getattr(norm, weight), None if bias is None else getattr(norm, bias), eps, p
         )
-        y = self.module.get_submodule(self.names[3])(y)
+        y = self.child(self.names[3])(y)
         return s + (y if drop is None else drop(y))
 
 
