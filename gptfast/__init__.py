@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         get_encoding,
         list_encoding_names,
     )
+    from .weights import load_weights
 
 # Names load on first use, so that `import gptfast` and the command line start at once.
 _HOME = {
@@ -34,6 +35,7 @@ _HOME = {
     "encoding_name_for_model": "tokenizer",
     "get_encoding": "tokenizer",
     "list_encoding_names": "tokenizer",
+    "load_weights": "weights",
 }
 _MODULES = ("data", "kernels", "ops")
 
@@ -50,6 +52,7 @@ __all__ = [
     "get_encoding",
     "kernels",
     "list_encoding_names",
+    "load_weights",
     "ops",
     "restore",
 ]

@@ -18,6 +18,9 @@ COMMANDS = {  # the module, or module:function where it is not `main`
     "tokenizer bench": ("gptfast.tokenizer.bench", "how fast a text is encoded, beside other tokenizers"),
     "pretrain": ("gptfast.pretrain", "train a GPT on prepared tokens"),
     "generate": ("gptfast.generate", "continue a prompt with a trained model"),
+    "weights convert": ("gptfast.weights.cli:convert", "write weights for transformers, nanoGPT or the book"),
+    "weights inspect": ("gptfast.weights.cli:inspect", "what weights are, tensor by tensor"),
+    "weights download": ("gptfast.weights.cli:download", "OpenAI's GPT-2, by size"),
     "demo": ("gptfast.demo", "prepare, pretrain and sample in three minutes"),
     "doctor": ("gptfast.doctor", "what this machine has, and what mends what it lacks"),
 }

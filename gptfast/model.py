@@ -199,11 +199,11 @@ class GPT(nn.Module):
         return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> GPT:
-        """A model from a folder in Hugging Face's layout: config.json and model.safetensors."""
-        from .weights import load
+    def from_pretrained(cls, source: str | Path) -> GPT:
+        """A model from any weights that `gptfast.load_weights` reads: a folder that `save_pretrained` wrote, say."""
+        from .weights import load_weights
 
-        return load(path)
+        return load_weights(source)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors as transformers' GPT2LMHeadModel reads them, each whole or not at
