@@ -27,7 +27,6 @@ from torch.nn import functional as F
 
 import gptfast
 from gptfast.machine import synchronize
-from gptfast.precision import keep_memory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/drop_in"))
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -83,8 +82,6 @@ def main() -> int:
             with Peak(device) as peak:
                 train()
             memory[change] = peak.gb
-        if device.type == "cpu":
-            keep_memory()
         for what, call in (("training step", train), ("prefill", prefill)):
             times: dict[Any, list[float]] = {gptfast.restore: [], gptfast.accelerate: []}
             for _ in range(options.rounds + 1):
