@@ -51,7 +51,7 @@ def causal_attention(
         mask = mask[:, None] if cu_seqlens is not None else mask
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, dropout_p=dropout_p, scale=scale,
-        is_causal=mask is None and Tq > 1, enable_gqa=H != Hkv,
+        is_causal=bool(mask is None and Tq > 1), enable_gqa=H != Hkv,
     )  # fmt: skip
     return y.transpose(1, 2)  # [B, T, H, D]
 

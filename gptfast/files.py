@@ -43,9 +43,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise GptfastError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
         ) from error
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # What torch and safetensors make of a disk that is full is no OSError.
+        if type(error).__name__ == "SafetensorError" or "inline_container" in str(error):
+            raise GptfastError(f"cannot write {path}: {error}; free some space or choose another folder") from error
         raise
+
+
+def make_folder(path: Path) -> None:
+    """With the folders above it. Raises GptfastError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GptfastError(f"cannot make the folder {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -31,7 +31,9 @@ def accelerate(model: nn.Module) -> nn.Module:
         if part.fast is not None:
             part.module.__dict__["forward"] = part.fast
         if part.attention:
-            part.module.__dict__[_ATTENTION] = part.module.config._attn_implementation  # type: ignore[union-attr]
+            before = part.module.config._attn_implementation  # type: ignore[union-attr]
+            if before != "gptfast":  # a configuration that another model shares, or the user's own wish
+                part.module.__dict__[_ATTENTION] = before
             part.module.set_attn_implementation("gptfast")  # type: ignore[operator]
     return model
 

@@ -9,7 +9,16 @@ from torch import nn
 
 from ..modules import untouched
 from .fast import Fast, FastAttention, FastBlock, FastGPT2Block, FastHead, FastMLP
-from .parts import gelu_kind, is_conv1d, is_linear, norm_parts
+from .parts import (
+    LONGEST,
+    computes_the_same,
+    fingerprint,
+    gelu_kind,
+    is_conv1d,
+    is_linear,
+    masks_are_causal,
+    norm_parts,
+)
 
 
 @dataclass
@@ -27,7 +36,7 @@ def plan(model: nn.Module) -> list[Part]:
     """The parts of every GPT-2 within `model`; none if there is no such model."""
     parts: list[Part] = []
     for name, module in model.named_modules():
-        if type(module).__name__ == "GPT2Model" and type(module).__module__.startswith("transformers."):
+        if _is_transformers(module, "GPT2Model"):
             parts += _hugging_face(name, module)
         elif _is_nanogpt(module):
             parts += _nanogpt(name, module)
@@ -43,6 +52,35 @@ HEADS = ("lm_head", "out_head")
 
 def _joined(*names: str) -> str:
     return ".".join(name for name in names if name)
+
+
+def _is_transformers(module: nn.Module, cls: str) -> bool:
+    """Whether it is transformers' class, or one derived from it that left its forward alone."""
+    for ancestor in type(module).__mro__:
+        if ancestor.__name__ == cls and ancestor.__module__.startswith("transformers."):
+            return type(module).forward is ancestor.forward  # type: ignore[attr-defined]
+    return False
+
+
+def _known(part: Part, same: dict[Any, bool], *known: str | None) -> Part:
+    """The part, if its module has nothing but the children named, and computes what its fast forward does.
+
+    `same` keeps what was found of modules that are alike, layer by layer.
+    """
+    if part.fast is None:
+        return part
+    extra = {name for name, _ in part.module.named_children()} - {name for name in known if name}
+    extra |= {name for name, _ in part.module.named_parameters(recurse=False)}
+    if extra:
+        return Part(part.name, part.module, f"own forward: it has {', '.join(sorted(extra))} besides what is known")
+    key = fingerprint(part.module)
+    if key not in same or not masks_are_causal(part.module):
+        fast: Any = part.fast
+        positions = LONGEST if isinstance(fast, FastAttention) else 8
+        same[key] = computes_the_same(part.module, getattr(fast, "fused", fast), positions)
+    if not same[key]:
+        return Part(part.name, part.module, "own forward: it computes something else than the fast one")
+    return part
 
 
 def _head(name: str, module: nn.Module) -> Part:
@@ -82,8 +120,8 @@ def _hugging_face(name: str, model: nn.Module) -> list[Part]:
     reason = ""
     if config.reorder_and_upcast_attn:
         reason = "the configuration asks for reorder_and_upcast_attn"
-    elif getattr(config, "output_attentions", False):
-        reason = "the configuration asks for output_attentions"
+    elif getattr(config, "output_attentions", False) or config._attn_implementation == "eager":
+        reason = 'output_attentions may be asked of a model with attn_implementation="eager"'
     told = f"own attention: {reason}" if reason else 'fast: attention "gptfast", q, k and v in place'
     parts.append(Part(name, model, told, attention=not reason))
     for i, block in enumerate(model.h):  # type: ignore[arg-type]
@@ -91,9 +129,14 @@ def _hugging_face(name: str, model: nn.Module) -> list[Part]:
         names = ("ln_1", "attn", "ln_2", "mlp", None)
         if hasattr(block, "crossattention"):
             parts.append(Part(where, block, "own forward: it has cross attention"))
+        elif not _is_transformers(block, "GPT2Block"):
+            parts.append(Part(where, block, "own forward: it is no GPT2Block of transformers"))
         else:
             parts.append(_block(where, block, names, FastGPT2Block))
-        parts.append(_mlp(_joined(where, "mlp"), block.mlp, ("c_fc", "act", "c_proj", "dropout")))
+        if _is_transformers(block.mlp, "GPT2MLP"):
+            parts.append(_mlp(_joined(where, "mlp"), block.mlp, ("c_fc", "act", "c_proj", "dropout")))
+        else:
+            parts.append(Part(_joined(where, "mlp"), block.mlp, "own forward: it is no GPT2MLP of transformers"))
     return parts
 
 
@@ -118,19 +161,24 @@ def _is_nanogpt(module: nn.Module) -> bool:
 
 
 def _nanogpt(name: str, model: nn.Module) -> list[Part]:
-    parts = []
+    parts: list[Part] = []
+    same: dict[Any, bool] = {}
     for i, block in enumerate(model.transformer["h"]):  # type: ignore[index]
         where = _joined(name, f"transformer.h.{i}")
-        parts.append(_block(where, block, ("ln_1", "attn", "ln_2", "mlp", None)))
+        names = ("ln_1", "attn", "ln_2", "mlp", None)
+        parts.append(_known(_block(where, block, names), same, *names))
         attention = block.attn
         after = "resid_dropout" if _has(attention, "resid_dropout") else None
-        dropout: str | float = "attn_dropout" if _has(attention, "attn_dropout") else float(attention.dropout)
+        dropout: Any = getattr(attention, "dropout", 0.0)
+        dropout = dropout if isinstance(dropout, float) else "attn_dropout"
         fast = FastAttention(attention, ("c_attn",), "c_proj", attention.n_head, dropout, after)
-        parts.append(_attention(_joined(where, "attn"), attention, fast))
+        part = _attention(_joined(where, "attn"), attention, fast)
+        parts.append(_known(part, same, "c_attn", "c_proj", "attn_dropout", after))
         activations = [n for n, child in block.mlp.named_children() if gelu_kind(child) is not None]
         after = "dropout" if _has(block.mlp, "dropout") else None
         if len(activations) == 1:
-            parts.append(_mlp(_joined(where, "mlp"), block.mlp, ("c_fc", activations[0], "c_proj", after)))
+            mlp = ("c_fc", activations[0], "c_proj", after)
+            parts.append(_known(_mlp(_joined(where, "mlp"), block.mlp, mlp), same, *mlp))
         else:
             parts.append(Part(_joined(where, "mlp"), block.mlp, "own forward: no module of it is a GELU"))
     return parts
@@ -144,27 +192,31 @@ def _is_book(module: nn.Module) -> bool:
 
 
 def _book(name: str, model: nn.Module) -> list[Part]:
-    parts = []
+    parts: list[Part] = []
+    same: dict[Any, bool] = {}
     for i, block in enumerate(model.trf_blocks.children()):  # type: ignore[union-attr]
         where = _joined(name, f"trf_blocks.{i}")
         drop = next((n for n in ("drop_shortcut", "drop_resid") if _has(block, n)), None)
-        parts.append(_block(where, block, ("norm1", "att", "norm2", "ff", drop)))
-        parts.append(_book_attention(_joined(where, "att"), block.att))
+        names = ("norm1", "att", "norm2", "ff", drop)
+        parts.append(_known(_block(where, block, names), same, *names))
+        parts.append(_book_attention(_joined(where, "att"), block.att, same))
         layers = getattr(block.ff, "layers", None)
         if isinstance(layers, nn.Sequential) and len(layers) == 3:
-            parts.append(_mlp(_joined(where, "ff"), block.ff, ("layers.0", "layers.1", "layers.2", None)))
+            mlp = _mlp(_joined(where, "ff"), block.ff, ("layers.0", "layers.1", "layers.2", None))
+            parts.append(_known(mlp, same, "layers"))
         else:
             parts.append(Part(_joined(where, "ff"), block.ff, "own forward: layers are not Linear, GELU, Linear"))
     return parts
 
 
-def _book_attention(name: str, module: nn.Module) -> Part:
+def _book_attention(name: str, module: nn.Module, same: dict[Any, bool]) -> Part:
     heads = getattr(module, "num_heads", None)
     dropout: Any = getattr(module, "dropout", 0.0)
     dropout = "dropout" if isinstance(dropout, nn.Module) else float(dropout)
     for qkv, out in ((("W_query", "W_key", "W_value"), "out_proj"), (("qkv",), "proj"), (("qkv",), "out_proj")):
         if isinstance(heads, int) and _has(module, *qkv, out):
-            return _attention(name, module, FastAttention(module, qkv, out, heads, dropout, None))
+            part = _attention(name, module, FastAttention(module, qkv, out, heads, dropout, None))
+            return _known(part, same, *qkv, out, "dropout")
     return Part(name, module, "own forward: its projections are not W_query, W_key, W_value or qkv, and out_proj")
 
 

@@ -49,13 +49,13 @@ class FastMLP(Fast):
     def __init__(self, module: nn.Module, names: tuple[str, str, str, str | None], kind: str) -> None:
         super().__init__(module)
         self.names, self.kind = names, kind
-        self.activation = type(self.child(names[1]))
+        self.activation = self.child(names[1])
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         fc, activation, projection = (self.child(name) for name in self.names[:3])
-        plain = (is_linear(fc) or is_conv1d(fc)) and untouched(fc)
-        if not plain or type(activation) is not self.activation or not untouched(activation):
-            return self.slow(x)
+        plain = (is_linear(fc) or is_conv1d(fc)) and untouched(fc) and not args and not kwargs
+        if not plain or activation is not self.activation or not untouched(activation):
+            return self.slow(x, *args, **kwargs)
         out = projection(ops.linear_gelu(x, *weight_and_bias(fc), self.kind))
         return out if self.names[3] is None else self.child(self.names[3])(out)
 
@@ -72,10 +72,20 @@ class FastAttention(Fast):
         super().__init__(module)
         self.qkv, self.out, self.heads, self.dropout, self.after = qkv, out, heads, dropout, after
 
-    def __call__(self, x: Tensor) -> Any:
+    def probability(self) -> float | None:
+        """Of the dropout of probabilities as it is now; None where it is no longer a dropout."""
+        if isinstance(self.dropout, float):
+            return self.dropout if self.module.training else 0.0
+        dropout = self.module._modules.get(self.dropout)
+        if type(dropout) is nn.Dropout and untouched(dropout):
+            return dropout.p if dropout.training else 0.0
+        return 0.0 if type(dropout) is nn.Identity else None
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        p = self.probability()
+        if p is None or args or kwargs or x.dim() != 3 or not x.numel():
+            return self.slow(x, *args, **kwargs)
         B, T, _ = x.shape
-        p = self.dropout if isinstance(self.dropout, float) else self.child(self.dropout).p
-        p = float(p) if self.module.training else 0.0  # type: ignore[arg-type]
         q, *rest = (self.child(name)(x) for name in self.qkv)
         if rest:
             heads = (y.view(B, T, self.heads, -1) for y in (q, *rest))
@@ -98,18 +108,19 @@ class FastBlock(Fast):
     ) -> None:
         super().__init__(module)
         self.names, self.norm = names, norm
-        self.norm_class = type(self.child(names[2]))
+        self.norm_module = self.child(names[2])
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """What the attention gets beside x; None where the block is asked for what this forward does not do."""
         return None if args or kwargs else {}
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.device.type in SEPARATE:
-            return self.slow(x, *args, **kwargs)
+        return self.slow(x, *args, **kwargs) if x.device.type in SEPARATE else self.fused(x, *args, **kwargs)
+
+    def fused(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         norm = self.child(self.names[2])
         arguments = self.arguments(args, kwargs)
-        if arguments is None or type(norm) is not self.norm_class or not untouched(norm):
+        if arguments is None or norm is not self.norm_module or not untouched(norm):
             return self.slow(x, *args, **kwargs)
         branch = self.child(self.names[1])(self.child(self.names[0])(x), **arguments)
         if isinstance(branch, tuple):  # transformers' returns its weights too, or None
@@ -121,6 +132,7 @@ class FastBlock(Fast):
         elif drop is not None:
             branch = drop(branch)
         weight, bias, eps = self.norm
+        eps = getattr(norm, "eps", eps)
         y, s = ops.add_layer_norm(
             branch, x, getattr(norm, weight), None if bias is None else getattr(norm, bias), eps, p
         )
@@ -164,6 +176,11 @@ class FastHead(Fast):
     def __call__(self, x: Tensor) -> Any:
         weight: Any = self.module.weight
         wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        if not wanted or type(weight) is not nn.Parameter or torch.compiler.is_compiling() or type(x) is not Tensor:
+        watched = (
+            torch.compiler.is_compiling()
+            or torch._C._get_tracing_state() is not None
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        )
+        if not wanted or watched or type(weight) is not nn.Parameter or type(x) is not Tensor:
             return self.slow(x)
         return lazy_logits(x, weight)

@@ -6,6 +6,9 @@ forward of its own. What its code computes (which GELU, which eps) is found by a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +35,7 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
 @torch.no_grad()
 def gelu_kind(module: nn.Module) -> str | None:
     """ "tanh" or "none" for a module that computes that form of GELU, None for any other."""
-    if not untouched(module):
+    if not untouched(module) or any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
     x = torch.linspace(-6, 6, 101, dtype=torch.float64)
     try:
@@ -62,6 +65,7 @@ def norm_parts(module: nn.Module) -> tuple[str, str | None, float] | None:
         return None
     x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     x[1] *= 1e-3  # where eps tells
+    x += 1  # an RMSNorm leaves it
     eps = getattr(module, "eps", 1e-5)
     try:
         y = module(x)
@@ -74,3 +78,53 @@ def norm_parts(module: nn.Module) -> tuple[str, str | None, float] | None:
     if not torch.allclose(y.double(), want, rtol=tolerance, atol=tolerance):
         return None
     return weight_name, bias_name if bias is not None else None, eps
+
+
+LONGEST = 512  # positions of a probe of attention: a window in its code that is wider is not seen
+
+
+def fingerprint(module: nn.Module) -> Any:
+    """Equal for modules whose code does the same, as far as their classes and plain attributes tell."""
+
+    def plain(value: Any) -> bool:
+        return value is None or isinstance(value, (bool, int, float, str, tuple))
+
+    return tuple(
+        (name, type(child), tuple(sorted((k, repr(v)) for k, v in vars(child).items() if k != "training" and plain(v))))
+        for name, child in module.named_modules()
+    )
+
+
+def masks_are_causal(module: nn.Module) -> bool:
+    """Whether every square buffer hides the future and nothing else: a mask, as the book and nanoGPT keep one."""
+    for buffer in module.buffers():
+        if buffer.dim() >= 2 and buffer.shape[-1] == buffer.shape[-2]:
+            one = buffer.reshape(-1, *buffer.shape[-2:]).bool()
+            future = torch.ones_like(one).triu(1)
+            if not torch.equal(one, future) and not torch.equal(one, ~future):
+                return False
+    return True
+
+
+@torch.no_grad()
+def computes_the_same(module: nn.Module, fast: Callable[[Tensor], Any], positions: int) -> bool:
+    """Whether `fast` gives what the module's own forward gives for random numbers, without dropout."""
+    parameter = next(module.parameters(), None)
+    if parameter is None or parameter.device.type == "meta" or parameter.dim() == 0 or not masks_are_causal(module):
+        return False
+    width = next((p.shape[-1] for p in module.parameters() if p.dim() == 2), parameter.shape[-1])
+    T = min([positions, *(b.shape[-1] for b in module.buffers() if b.dim() >= 2)])
+    x = torch.randn(1, T, width, generator=torch.Generator().manual_seed(0)).to(parameter.device, parameter.dtype)
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        module.eval()
+        own, ours = module(x), fast(x)
+        if not isinstance(own, Tensor) or not isinstance(ours, Tensor) or own.shape != ours.shape:
+            return False
+        tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 5e-2
+        return bool((own - ours).abs().max() <= tolerance * own.abs().max())
+    except Exception:  # whatever its own code, or ours, says to three-dimensional random numbers
+        return False
+    finally:
+        for child, mode in modes:
+            child.training = mode

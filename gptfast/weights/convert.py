@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import GptfastError
-from ..files import atomic_path
+from ..files import atomic_path, make_folder
 from ..model import GPT
 from .book import to_book
 from .huggingface import save
@@ -28,13 +28,14 @@ def write(model: GPT, path: Path, layout: str) -> Path:
         return path
     if layout == "nanogpt":
         if path.suffix != ".pt":
-            _make_folder(path)
+            make_folder(path)
             path = path / "ckpt.pt"
         value: Any = to_nanogpt(model)
     else:
         if path.suffix not in (".pth", ".pt", ".safetensors"):
             raise GptfastError(f"{path} must end in .pth, .pt or .safetensors")
         value = to_book(model)
+    make_folder(path.parent)
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
@@ -44,10 +45,3 @@ def write(model: GPT, path: Path, layout: str) -> Path:
         else:
             torch.save(value, temporary)
     return path
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GptfastError(f"cannot make {path}: {error.strerror}") from None

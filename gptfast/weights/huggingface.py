@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import GPTConfig
 from ..errors import GptfastError
-from ..files import atomic_path, read_json, write_json
+from ..files import atomic_path, make_folder, read_json, write_json
 from ..model import GPT
 from .layout import Layout, arrange, checked_config, export
 from .tensors import of_state_dict
@@ -54,9 +54,9 @@ def config_values(config: GPTConfig) -> dict[str, Any]:
 def read_config(path: Path) -> GPTConfig:
     """The configuration in a Hugging Face config.json. Raises GptfastError for what is no GPT-2."""
     values = read_json(path, "model_type")
-    if isinstance(values.get("gptfast"), dict):
-        ours = GPTConfig().to_dict() | values["gptfast"]
-        return checked_config(str(path), **ours)
+    ours: dict[str, Any] = values["gptfast"] if isinstance(values.get("gptfast"), dict) else {}
+    if ours and values["model_type"] != "gpt2":
+        return checked_config(str(path), **(GPTConfig().to_dict() | ours))
     missing = {"vocab_size", "n_positions", "n_layer", "n_head", "n_embd"} - set(values)
     if values["model_type"] == "gpt2" and missing:
         raise GptfastError(f"{path} does not say {', '.join(sorted(missing))}; copy it again")
@@ -69,11 +69,14 @@ def read_config(path: Path) -> GPTConfig:
     for name, plain_value in _PLAIN.items():
         if values.get(name, plain_value) != plain_value:
             raise GptfastError(f"{path} asks for {name} = {values[name]!r}; gptfast has only {plain_value!r}")
+    # What transformers has a name for is in its own fields, which it may have changed since; the rest is in ours.
     return checked_config(
-        str(path), vocab_size=values["vocab_size"], context_length=values["n_positions"], n_layer=values["n_layer"],
-        n_head=values["n_head"], n_embd=values["n_embd"],
-        dropout=values.get("resid_pdrop", 0.1), tie_weights=values.get("tie_word_embeddings", True),
-        layer_norm_eps=values.get("layer_norm_epsilon", 1e-5),
+        str(path), **(ours | {
+            "vocab_size": values["vocab_size"], "context_length": values["n_positions"], "n_layer": values["n_layer"],
+            "n_head": values["n_head"], "n_embd": values["n_embd"], "dropout": values.get("resid_pdrop", 0.1),
+            "tie_weights": values.get("tie_word_embeddings", True),
+            "layer_norm_eps": values.get("layer_norm_epsilon", 1e-5),
+        })
     )  # fmt: skip
 
 
@@ -102,7 +105,7 @@ def save(model: GPT, folder: str | Path) -> None:
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(to_hf(model), temporary, metadata={"format": "pt"})
     write_json(folder / "config.json", config_values(model.config))

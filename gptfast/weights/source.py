@@ -144,13 +144,18 @@ def _of_names(tensors: Tensors, extras: Mapping[str, Any], where: str, path: Pat
     is_linear = c_attn is not None and len(c_attn.shape) == 2 and c_attn.shape[0] == 3 * c_attn.shape[1]
     if is_linear:
         args = extras.get("model_args")
-        config = nanogpt.config_of(args, where) if isinstance(args, Mapping) else None
+        config = nanogpt.config_of(args, where) if isinstance(args, Mapping) else _beside(path)
         return Checkpoint(where, nanogpt.LAYOUT, named, config, path)
-    beside = path.with_name("config.json") if path else None
-    config = huggingface.read_config(beside) if beside and beside.is_file() else None
+    config = _beside(path)
     if ours and config is None:
         raise GptfastError(f"{where} is a model with banded attention; its config.json must lie beside it")
     return Checkpoint(where, huggingface.LAYOUT, named, config, path)
+
+
+def _beside(path: Path | None) -> GPTConfig | None:
+    """What config.json beside the file says."""
+    config = path.with_name("config.json") if path else None
+    return huggingface.read_config(config) if config and config.is_file() else None
 
 
 def _size(path: Path) -> int:

@@ -85,7 +85,7 @@ def test_loss_and_gradients_are_those_of_the_model(name):
     assert gptfast.accelerate(model) is model
     got, lazy = results(model, idx)
     assert_close(got, want)
-    assert isinstance(lazy, LazyLogits) and lazy.made is None  # nobody asked
+    assert isinstance(lazy, LazyLogits) and lazy.untouched  # nobody asked
     assert_close([lazy.detach()], [logits.detach()])
     assert type(model) is cls and list(model.state_dict()) == keys
     assert all(p is parameters[n] for n, p in model.named_parameters())
@@ -279,6 +279,143 @@ def test_compiled(name):
         loss = compiled(idx, targets)[1] if name == "nanogpt" else compiled(idx, labels=targets).loss
     loss.backward()
     assert_close([loss.detach(), *(p.grad for p in model.parameters())], want)
+
+
+def test_logits_are_refused_once_the_weights_have_changed():
+    """They would be those of the new weights."""
+    model, idx = make("book"), torch.randint(V, (2, T))
+    gptfast.accelerate(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss, logits = loss_of(model, idx)
+    loss.backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="the weights have changed since"):
+        logits.sum()
+
+
+def test_views_of_logits_are_not_changed_in_place_unnoticed():
+    model, idx = make("book"), torch.randint(V, (2, T))
+    gptfast.accelerate(model)
+    logits = model(idx)
+    view = logits.view(-1, V)
+    for changed in (view, logits):
+        with pytest.raises(RuntimeError, match="clone them first"):
+            changed.mul_(0.5)
+    del view, changed
+    logits.mul_(0.5)
+    got = F.cross_entropy(logits.view(-1, V), idx.flatten())
+    gptfast.restore(model)
+    torch.testing.assert_close(got, F.cross_entropy(model(idx).mul(0.5).view(-1, V), idx.flatten()))
+
+
+def test_hooks_on_logits_see_their_gradient():
+    def run(model):
+        logits = model(idx)
+        logits.retain_grad()
+        logits.register_hook(lambda g: 2 * g)
+        F.cross_entropy(logits.flatten(0, 1), idx.flatten()).backward()
+        return [logits.grad, model.out_head.weight.grad]
+
+    model, idx = make("book"), torch.randint(V, (2, T))
+    want = run(model)
+    model.zero_grad()
+    assert_close(run(gptfast.accelerate(model)), want)
+
+
+def test_lists_and_pickles_of_logits():
+    model, idx = make("book"), torch.randint(V, (2, T))
+    want = model(idx).detach()
+    gptfast.accelerate(model)
+    torch.testing.assert_close(torch.tensor(model(idx).tolist()), want)
+    file = io.BytesIO()
+    torch.save(model(idx).detach(), file)
+    file.seek(0)
+    torch.testing.assert_close(torch.load(file), want)
+
+
+@pytest.mark.parametrize("name", ["nanogpt", "book", "book, fast"])
+def test_a_dropout_of_its_own_mode(name):
+    """Dropout that was switched off, or on, by itself; and one that was taken out."""
+    torch.manual_seed(0)
+    model = (
+        NanoGPT(NanoConfig(dropout=0.5)) if name == "nanogpt" else BookGPT(BOOK | {"drop_rate": 0.5}, "fast" in name)
+    )
+    gptfast.accelerate(model)
+    idx = torch.randint(V, (2, T))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    if name == "book":
+        assert torch.equal(model(idx), model(idx))
+        model.eval()
+        model.trf_blocks[0].att.dropout.train()
+        assert not torch.equal(model(idx), model(idx))
+        model.trf_blocks[0].att.dropout = nn.Identity()
+        assert torch.equal(model(idx), model(idx))
+
+
+def changes():
+    """Models that are nearly GPT-2: what their forward does is not in their names."""
+
+    class Doubled(nn.GELU):
+        def __init__(self):
+            super().__init__(approximate="tanh")
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
+    def patched(part, forward):
+        cls = type("Other" + type(part).__name__, (type(part),), {"forward": forward})
+        part.__class__ = cls
+
+    def nano():
+        return make("nanogpt")
+
+    def book():
+        return make("book")
+
+    model = nano()
+    attend = type(model.transformer.h[0].attn).forward
+    patched(model.transformer.h[0].attn, lambda self, x: attend(self, x.flip(1)).flip(1))
+    yield "attention to the future", model
+    model = book()
+    for layer in model.trf_blocks:
+        layer.att.mask.copy_(torch.ones(64, 64).triu(1) + torch.ones(64, 64).tril(-5))
+    yield "attention with a window", model
+    model = book()
+    patched(model.trf_blocks[1].ff, lambda self, x: 0.5 * self.layers(x))
+    yield "an MLP that is halved", model
+    model = nano()
+    patched(model.transformer.h[0], lambda self, x: x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x)))
+    yield "a parallel block", model
+    model = nano()
+    model.transformer.h[0].attn.q_norm = nn.LayerNorm(16)
+    patched(model.transformer.h[0].attn, lambda self, x: attend(self, x) + self.q_norm(x[..., :16]).mean())
+    yield "a child that nobody knows", model
+    model = book()
+    model.trf_blocks[0].ff.layers[1] = Doubled()
+    yield "an activation that learns", model
+    model = nano()
+    del model.transformer.h[0].attn.dropout
+    patched(model.transformer.h[0].attn, lambda self, x: self.c_proj(self.c_attn(x)[..., :32]))
+    yield "no attention at all", model
+    model = make("hugging face")
+    patched(model.transformer.h[0].mlp, lambda self, x: 0.5 * self.c_proj(self.act(self.c_fc(x))))
+    yield "transformers' MLP, derived", model
+    model = make("hugging face")
+    block = type(model.transformer.h[0]).forward
+    patched(model.transformer.h[0], lambda self, *args, **kwargs: 0.5 * block(self, *args, **kwargs))
+    yield "transformers' block, derived", model
+
+
+@pytest.mark.parametrize("name", [name for name, _ in changes()])
+def test_what_only_looks_like_gpt2_keeps_its_own_forward(name):
+    model, idx = dict(changes())[name], torch.randint(V, (2, T))
+    want = results(model, idx)[0]
+    gptfast.accelerate(model)
+    assert_close(results(model, idx)[0], want)
+    assert "own forward" in gptfast.explain(model)
 
 
 def test_what_is_no_gpt2_is_refused():

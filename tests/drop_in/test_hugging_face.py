@@ -106,6 +106,7 @@ def test_assisted_generation_is_the_same():
 def test_what_the_fast_path_cannot_do_runs_the_models_own():
     for settings, told in (
         ({"scale_attn_by_inverse_layer_idx": True}, "fast: attention"),
+        ({"attn_implementation": "eager"}, "output_attentions may be asked"),
         ({"reorder_and_upcast_attn": True, "attn_implementation": "eager"}, "reorder_and_upcast_attn"),
         ({"activation_function": "relu"}, "is no GELU"),
         ({"scale_attn_weights": False}, "fast: attention"),

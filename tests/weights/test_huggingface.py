@@ -231,3 +231,23 @@ def drop(folder: Path, name: str) -> None:
 def change(folder: Path, **values) -> None:
     config = json.loads((folder / "config.json").read_text()) | values
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def test_what_transformers_changed_since_counts(tmp_path):
+    """Its own fields in config.json, not those that we wrote beside them."""
+    transformers = pytest.importorskip("transformers")
+    config = gptfast.GPTConfig(vocab_size=101, context_length=16, n_layer=1, n_head=2, n_embd=16, qkv_bias=False)
+    gptfast.GPT(config).save_pretrained(tmp_path / "ours")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
+    theirs.resize_token_embeddings(105)
+    theirs.config.layer_norm_epsilon = 1e-3
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = gptfast.load_weights(tmp_path / "theirs").config
+    assert (again.vocab_size, again.layer_norm_eps, again.qkv_bias) == (105, 1e-3, False)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    model = gptfast.GPT(gptfast.GPTConfig(vocab_size=11, context_length=8, n_layer=1, n_head=1, n_embd=8))
+    with pytest.raises(gptfast.GptfastError, match="cannot make the folder"):
+        model.save_pretrained(tmp_path / "file" / "below")
