@@ -138,8 +138,9 @@ def _accumulate(dw: Tensor, dz: Tensor, x: Tensor) -> None:
     elif x.device.type == "cuda" and not torch.version.hip:  # nothing else multiplies 16 bits into fp32
         torch.addmm(dw, dz.T, x, out_dtype=dw.dtype, out=dw)
     else:
+        wide = torch.float32 if x.dtype == torch.float16 else x.dtype  # a sum over rows may be beyond fp16
         for start in range(0, dw.shape[0], BLOCK):
-            dw[start : start + BLOCK] += dz[:, start : start + BLOCK].T @ x
+            dw[start : start + BLOCK] += dz[:, start : start + BLOCK].T.to(wide) @ x.to(wide)
 
 
 def _scaled(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

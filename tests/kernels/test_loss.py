@@ -396,3 +396,15 @@ def test_no_logits_of_the_whole_batch_are_held(gradients, chunk_of):
         flags = (True, True) if gradients else ()
         operator.run(numbers(N, C), numbers(V, C), targets_of(N, V), -100, 0.0, 0.0, *flags)
     assert 4 * rows * V <= max(sizes) <= 4 * max(rows * -(-V // 64) * 64, V * C, N * C) < 4 * N * V
+
+
+def test_a_sum_over_many_rows_does_not_overflow_in_fp16():
+    """dW of one target for all rows, before it is divided by their number, is beyond fp16."""
+    x, w = (numbers(300, 8).detach().abs() + 1).half(), numbers(20, 8, dtype=torch.float16)
+    loss = linear_cross_entropy(x, w, torch.zeros(300, dtype=torch.long, device=DEVICE))
+    (got,) = torch.autograd.grad(loss, w)
+    wide = w.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(
+        F.cross_entropy(x.double() @ wide.T, torch.zeros(300, dtype=torch.long).to(DEVICE)), wide
+    )
+    torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=1e-3)
