@@ -405,7 +405,7 @@ def changes():
     yield "transformers' MLP, derived", model
     model = make("hugging face")
     block = type(model.transformer.h[0]).forward
-    patched(model.transformer.h[0], lambda self, *args, **kwargs: 0.5 * block(self, *args, **kwargs))
+    patched(model.transformer.h[0], lambda self, x, *args, **kwargs: block(self, 0.5 * x, *args, **kwargs))
     yield "transformers' block, derived", model
 
 
