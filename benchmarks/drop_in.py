@@ -3,7 +3,7 @@
     python benchmarks/drop_in.py [--models hf nanogpt book] [--batch 4] [--context 256] [--dtype bf16 fp32] [--json F]
 
 GPT-2 124M with random weights, on a GPU if there is one. The median of each is printed with the ratio to the model's
-own code. nanoGPT and the book stand for models of their interface (tests/drop_in/models.py). Peak memory of a training
+own code. nanoGPT and the book stand for models of their interface (tests/other_models.py). Peak memory of a training
 step is measured once each, before the timing.
 """
 
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import gptfast
 from gptfast.machine import synchronize
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/drop_in"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 console = Console(width=None if sys.stdout.isatty() else 120)
 VOCAB, CONTEXT, LAYERS, HEADS, WIDTH = 50257, 1024, 12, 12, 768
 
@@ -40,7 +40,7 @@ def make(name: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
 
         config = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
         return transformers.GPT2LMHeadModel(config), lambda m, idx, t: m(idx, labels=idx, use_cache=False).loss
-    import models
+    import other_models as models
 
     if name == "nanogpt":
         nano = models.NanoConfig(CONTEXT, VOCAB, LAYERS, HEADS, WIDTH)

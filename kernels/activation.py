@@ -23,9 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_gelu
-from .launch import check_device, on_device, options, rows_launch
+from .launch import accumulator, check_device, on_device, options, rows_launch
 from .operator import Operator
-from .rows import accumulator, as_rows, total, triton_accumulator, walkers
+from .rows import as_rows, total, triton_accumulator, walkers
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:

@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .attention_backward import attention_backward_kv, attention_backward_q, attention_delta
 from .attention_forward import attention_forward
 from .checks import MOST_STRIDE
-from .launch import launch_for, on_device, options, tma_fits
+from .launch import accumulator, launch_for, on_device, options, tma_fits
 from .reference import dropout_threshold
 
 # Heads are walked through in groups whose keys and values stay in the L2 cache while the group's tiles read them.
@@ -48,10 +48,6 @@ def _features(
         "DOCUMENTS": bounds is not None, "DROPOUT": seed is not None, "PRECISION": precision(q),
     }  # fmt: skip
     return threshold, 65536 / (65536 - threshold), constants
-
-
-def accumulator(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _descriptor(x: Tensor, rows: int, BD: int) -> TensorDescriptor:

@@ -21,7 +21,6 @@ finely as a full one.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -30,10 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_launch import accumulator, precision
+from .attention_launch import precision
 from .attention_tiles import LOG2E, exponential, load_tile
 from .checks import check_decode
-from .launch import check_device, launch_for, on_device, options
+from .launch import accumulator, check_device, launch_for, multiprocessors, on_device, options
 from .operator import autocast, plain
 
 # Programs for each multiprocessor. Two, with two tiles of 64 keys and values each on the way, have 64 KB in flight at
@@ -97,7 +96,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float, wind
     rows = H // Hkv * Tq  # of a head of keys
     BM = min(launch.BM, max(16, triton.next_power_of_2(rows)))  # tl.dot takes 16 at least
     tiles = triton.cdiv(rows, BM)
-    splits = parts(B * Hkv * tiles, min(S, window + Tq - 1) if window else S, launch.BN, _multiprocessors(q.device))
+    splits = parts(B * Hkv * tiles, min(S, window + Tq - 1) if window else S, launch.BN, multiprocessors(q.device))
     part = sums = None
     if splits > 1:
         part = q.new_empty(B * Hkv * splits * rows, D, dtype=accumulator(q))  # a_s
@@ -120,12 +119,6 @@ def parts(programs: int, keys: int, BN: int, multiprocessors: int) -> int:
     """How many parts the keys of a row are cut into, where one part each makes `programs`."""
     fill = PER_MULTIPROCESSOR * multiprocessors // programs
     return min(max(fill, triton.cdiv(keys, MOST_KEYS)), triton.cdiv(keys, BN))
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """Of the device; an H100's number in the interpreter and the ahead-of-time report, which have none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 @triton.jit

@@ -54,6 +54,17 @@ def architecture(device: torch.device) -> str:
 
 
 @functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the device; an H100's number in the interpreter and the ahead-of-time report, which have none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """Of sums and statistics: fp32, and fp64 for fp64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@functools.cache
 def table() -> dict[tuple[str, str, bool, int, int], list[tuple[int, Launch]]]:
     """(architecture, kernel, dropout, D, bytes an element) -> [(longest T, launch)], TMA first.
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from .checks import check_cross_entropy
 from .chunked import reduced
-from .launch import check_device, on_device, options, rows_launch
+from .launch import accumulator, check_device, on_device, options, rows_launch
 from .operator import Operator
-from .rows import accumulator, as_rows, triton_accumulator
+from .rows import as_rows, triton_accumulator
 
 
 def cross_entropy(

@@ -25,10 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_dropout, check_norm
-from .launch import check_device, on_device, options, rows_launch
+from .launch import accumulator, check_device, on_device, options, rows_launch
 from .operator import Operator
 from .reference import draw_seed, dropout_threshold
-from .rows import accumulator, as_rows, keep, total, walkers
+from .rows import as_rows, keep, total, walkers
 
 # Above this the sums of dw and db do not fit in registers beside the row, and are kept in memory (the L2 cache).
 MOST_IN_REGISTERS = 8192

@@ -8,13 +8,14 @@ of what a pass over 32,768 rows of 16 bits reads and writes.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launch import multiprocessors
 
 PER_MULTIPROCESSOR = 8
 
@@ -25,19 +26,8 @@ def as_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def accumulator(x: Tensor) -> torch.dtype:
-    """Of sums and statistics: fp32, and fp64 for fp64."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def triton_accumulator(x: Tensor) -> tl.dtype:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Of the device; an H100's number in the interpreter and the ahead-of-time report, which have none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def walkers(device: torch.device, tiles: int, columns: int = 1) -> int:

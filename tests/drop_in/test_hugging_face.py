@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from test_accelerate import T, V, assert_close, hugging_face
 from torch import nn
 
 import gptfast
 from gptfast.drop_in.lazy import LazyLogits
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_accelerate import T, V, assert_close, hugging_face  # noqa: E402
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -199,3 +199,16 @@ class BookGPT(nn.Module):
     def forward(self, in_idx):
         x = self.tok_emb(in_idx) + self.pos_emb(torch.arange(in_idx.shape[1], device=in_idx.device))
         return self.out_head(self.final_norm(self.trf_blocks(self.drop_emb(x))))
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter from Normal(0, 0.3), so that none is zero and none is another's copy."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model.eval()
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two state dicts are equal: names, types, bits."""
+    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
