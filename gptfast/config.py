@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from .errors import GptfastError
 
@@ -33,13 +36,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_from_0(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(0 <= value < math.inf)  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """GPT-2 small by default.
 
     window: how many keys a query sees, itself included; None is all before it. A sequence gives one entry a layer and
     is repeated over the layers: (None, 128) alternates dense and banded. bias: biases in every Linear and LayerNorm;
-    qkv_bias: in the query/key/value projection (the book's GPTModel has none).
+    qkv_bias: in the query/key/value projection (the book's GPTModel has none). activation: Hugging Face's names;
+    "gelu_new" is GPT-2's tanh form, "gelu" the exact one, which nanoGPT has. Raises GptfastError for what no model has.
     """
 
     vocab_size: int = 50257
@@ -54,21 +66,30 @@ class GPTConfig:
     layer_norm_eps: float = 1e-5
     window: int | Sequence[int | None] | None = None
     embd_std: float = 0.02
+    activation: Literal["gelu_new", "gelu"] = "gelu_new"
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, list):  # from JSON
+        """Every field is looked at: what comes out of a file may be anything."""
+        if isinstance(self.window, Sequence) and not isinstance(self.window, str):  # a list, from JSON
             object.__setattr__(self, "window", tuple(self.window))
+        windows = self.window if isinstance(self.window, tuple) else (self.window,)
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise GptfastError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            self._require(name, _is_whole(getattr(self, name)), "a whole number of at least 1")
+            object.__setattr__(self, name, int(getattr(self, name)))  # numpy's integers are no JSON
+        self._require("dropout", _is_from_0(self.dropout) and self.dropout < 1, "at least 0 and less than 1")
+        for name in ("layer_norm_eps", "embd_std"):
+            self._require(name, _is_from_0(getattr(self, name)), "a number of at least 0")
+        for name in ("bias", "qkv_bias", "tie_weights"):
+            self._require(name, isinstance(getattr(self, name), bool), "True or False")
+        self._require("activation", self.activation in ("gelu_new", "gelu"), "'gelu_new' or 'gelu'")
+        good = windows != () and all(w is None or _is_whole(w) for w in windows)
+        self._require("window", good, "None or at least 1 key wide, or a sequence of such")
         if self.n_embd % self.n_head:
             raise GptfastError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
-        if not 0 <= self.dropout < 1:
-            raise GptfastError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
-        if self.window == () or any(w is not None and w < 1 for w in self.windows):
-            raise GptfastError(
-                f"window is {self.window}; a window is None or at least 1 key wide, and a sequence names one"
-            )
+
+    def _require(self, name: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise GptfastError(f"{name} is {reprlib.repr(getattr(self, name))}; it must be {what}")
 
     @property
     def windows(self) -> list[int | None]:
@@ -96,3 +117,10 @@ class GPTConfig:
         if unknown:
             raise GptfastError(f"unknown model setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
         return cls(**values)
+
+
+def require_config(config: Any) -> None:
+    """Raises GptfastError for what is no GPTConfig, such as a preset's name."""
+    if not isinstance(config, GPTConfig):
+        near = f"GPTConfig.preset({config!r})" if isinstance(config, str) and config in PRESETS else "a GPTConfig"
+        raise GptfastError(f"config is {reprlib.repr(config)}, a {type(config).__name__}; pass {near}")

@@ -13,8 +13,25 @@ import torch
 import tyro
 from torch import Tensor
 
+from .decode import decoder_for
 from .errors import GptfastError
-from .model import GPT, KVCache
+from .model import GPT
+
+
+def probabilities(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """The distribution fp32 [B, V] that a token is drawn from, given logits [B, V]; temperature above 0."""
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        p = ordered.softmax(-1)
+        beyond = p.cumsum(-1) - p >= top_p  # the mass before this token already reaches p
+        beyond[:, 0] = False  # also for a top_p that fp32 rounds to 0
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    return logits.softmax(-1)
 
 
 def sample(
@@ -27,15 +44,7 @@ def sample(
     """One token id int64 [B] from logits [B, V]; see `GPT.generate`."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        p = ordered.softmax(-1)
-        beyond = p.cumsum(-1) - p >= top_p  # the mass before this token already reaches p
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    return torch.multinomial(probabilities(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
 
 
 @torch.no_grad()
@@ -71,23 +80,25 @@ def stream(
     was_training = model.training
     model.eval()
     try:
-        cache = KVCache.empty(model, idx.shape[0])
-        fresh = idx  # not in the cache yet
-        ended = torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)
-        for _ in range(max_new_tokens):
-            if idx.shape[1] <= context:
-                x = model.hidden(fresh, cache=cache)
-            else:
-                x = model.hidden(idx[:, -context:])
-            token = sample(model.lm_head(x[:, -1]), temperature, top_k, top_p, generator)
-            if eos_id is not None:
-                token = token.masked_fill(ended, eos_id)
-                ended |= token == eos_id
-            yield token
-            fresh = token[:, None]
-            idx = torch.cat([idx[:, -context:], fresh], dim=1)
-            if eos_id is not None and bool(ended.all()):
-                return
+        with decoder_for(model, idx.shape[0]) as decoder:
+            tokens = [idx]
+            ended = torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)
+            for length in range(idx.shape[1], idx.shape[1] + max_new_tokens):
+                if length > context:
+                    tokens = [torch.cat(tokens, dim=1)[:, -context:]]
+                    logits = model.lm_head(model.hidden(tokens[0])[:, -1])
+                elif length == idx.shape[1]:
+                    logits = decoder.prefill(idx)
+                else:
+                    logits = decoder.step(tokens[-1][:, 0])
+                token = sample(logits, temperature, top_k, top_p, generator)
+                if eos_id is not None:
+                    token = token.masked_fill(ended, eos_id)
+                    ended |= token == eos_id
+                yield token
+                tokens.append(token[:, None])
+                if eos_id is not None and bool(ended.all()):
+                    return
     finally:
         model.train(was_training)
 
@@ -112,7 +123,7 @@ class GenerateConfig:
     """Continue a prompt with a trained model."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """A run folder, one of its checkpoints, or a model folder in Hugging Face's layout."""
+    """A run folder, one of its checkpoints, or any weights that gptfast.load_weights reads: a folder, a file, gpt2."""
     prompt: tuple[str, ...] = ("\n",)
     """One or more texts to continue."""
     max_new_tokens: int = 200
@@ -140,7 +151,7 @@ def load_for_generation(config: GenerateConfig) -> tuple[GPT, Any]:
     from .tokenizer import get_encoding
 
     folder = find_checkpoint(config.run, config.checkpoint)
-    model = GPT.from_pretrained(folder).to(choose_device(config.device)).eval()
+    model = GPT.from_pretrained(folder.as_posix()).to(choose_device(config.device)).eval()  # or a name on the hub
     state = read_state(folder)
     name = config.encoding or (state["encoding"] if state else None)
     if name is None:
@@ -148,7 +159,7 @@ def load_for_generation(config: GenerateConfig) -> tuple[GPT, Any]:
             raise GptfastError(f"{folder} does not name its tokenizer; pass --encoding")
         name = "gpt2"
     if name == VOCABULARY and config.encoding is None:  # a vocabulary that is not published lies in the run's folder
-        found = [parent / VOCABULARY for parent in (folder, *folder.absolute().parents[:2])]
+        found = [parent / VOCABULARY for parent in (folder, *folder.absolute().parents[:3])]
         name = str(next((path for path in found if path.is_file()), found[0]))
     encoding = get_encoding(name)
     if encoding.n_vocab > model.config.vocab_size:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import ops
-from .config import GPTConfig
+from .config import GPTConfig, require_config
 from .errors import GptfastError
 from .modules import untouched
 
@@ -34,12 +35,34 @@ class KVCache:
         k = model.wte.weight.new_empty(shape)
         return cls(k, torch.empty_like(k))
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v [B, T, H, D] behind the filled positions; return all keys and values [B, length + T, H, D]."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """Store k and v [B, T, H, D] behind the filled positions; attention of q to all keys, [B, T, H, D]."""
         end = self.length + k.shape[1]
         self.k[layer, :, self.length : end] = k
         self.v[layer, :, self.length : end] = v
-        return self.k[layer, :, :end], self.v[layer, :, :end]
+        return ops.causal_attention(q, self.k[layer, :, :end], self.v[layer, :, :end], window=window)
+
+
+@dataclass
+class RowCache:
+    """Keys and values of rows that differ in length: k and v [L, B, context, H, D].
+
+    position int64 [B] is where each row's next token goes; what lies there and behind it is not seen.
+    """
+
+    k: Tensor
+    v: Tensor
+    position: Tensor
+
+    def __post_init__(self) -> None:
+        self.rows = torch.arange(len(self.position), device=self.position.device)
+        self.lengths = torch.empty(0)  # int32 [B], the new token included; GPT.step sets it
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """Store k and v [B, 1, H, D] at each row's position; attention of q to the keys up to it, [B, 1, H, D]."""
+        self.k[layer].index_put_((self.rows, self.position), k[:, 0])
+        self.v[layer].index_put_((self.rows, self.position), v[:, 0])
+        return ops.decode_attention(q, self.k[layer], self.v[layer], self.lengths, window=window)
 
 
 class LayerNorm(nn.Module):
@@ -67,16 +90,14 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(C, 3 * C, bias=config.bias and config.qkv_bias)
         self.c_proj = nn.Linear(C, C, bias=config.bias)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | RowCache | None = None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.heads, C // self.heads)
-        dropout = self.dropout if self.training else 0.0
         if cache is None:
+            dropout = self.dropout if self.training else 0.0
             y = ops.causal_attention_qkvpacked(qkv, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
         else:
-            q, k, v = qkv.unbind(2)  # [B, T, H, D], in place
-            k, v = cache.append(self.layer, k, v)
-            y = ops.causal_attention(q, k, v, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
+            y = cache.attend(self.layer, *qkv.unbind(2), self.window)  # [B, T, H, D], in place
         return self.c_proj(y.reshape(B, T, C))
 
 
@@ -86,11 +107,12 @@ class MLP(nn.Module):
         C = config.n_embd
         self.c_fc = nn.Linear(C, 4 * C, bias=config.bias)
         self.c_proj = nn.Linear(4 * C, C, bias=config.bias)
+        self.approximate = "none" if config.activation == "gelu" else "tanh"
 
     def forward(self, x: Tensor) -> Tensor:
         if type(self.c_fc) is not nn.Linear or not untouched(self.c_fc):
-            return self.c_proj(ops.gelu(self.c_fc(x)))  # a layer that was wrapped, replaced or is watched
-        return self.c_proj(ops.linear_gelu(x, self.c_fc.weight, self.c_fc.bias))
+            return self.c_proj(ops.gelu(self.c_fc(x), self.approximate))  # a layer that was wrapped or is watched
+        return self.c_proj(ops.linear_gelu(x, self.c_fc.weight, self.c_fc.bias, self.approximate))
 
 
 class Block(nn.Module):
@@ -100,8 +122,9 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(config, layer), MLP(config)
 
     def forward(
-        self, branch: Tensor | None, residual: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, branch: Tensor | None, residual: Tensor, cu_seqlens: Tensor | None = None,
+        cache: KVCache | RowCache | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The output of the MLP and the residual stream that it is to be added to, given those of the block before."""
         x, residual = self.ln_1(branch, residual)
         x, residual = self.ln_2(self.attn(x, cu_seqlens, cache), residual)
@@ -111,6 +134,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        require_config(config)
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
@@ -145,18 +169,29 @@ class GPT(nn.Module):
         c = self.config
         return 6 * (self.num_parameters() - self.wpe.weight.numel()) + 12 * c.n_layer * c.n_embd * c.context_length
 
-    def hidden(self, idx: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def embed(self, idx: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
+        """Token and position embedding [B, T, C] of idx [B, T], at `positions` [B, T] or from `start` on."""
+        dropout = self.config.dropout if self.training else 0.0
+        if positions is None:
+            return ops.embedding(idx, self.wte.weight, self.wpe.weight, dropout, start)
+        return F.dropout(self.wte(idx) + self.wpe(positions), dropout)
+
+    def hidden(
+        self, idx: Tensor, cu_seqlens: Tensor | None = None, cache: KVCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The final LayerNorm's output [B, T, C] for idx int64 [B, T], which follows what `cache` already holds."""
         start = cache.length if cache is not None else 0
-        if start + idx.shape[1] > self.config.context_length:
+        if start + idx.shape[1] > self.config.context_length and positions is None:
             raise GptfastError(
                 f"{start + idx.shape[1]} tokens do not fit the model's context of {self.config.context_length}; "
                 "pass fewer, or a model with a larger context_length"
             )
         if cu_seqlens is not None:
+            if cache is not None:
+                raise GptfastError("a cache holds one document a row; pass cu_seqlens or cache")
             cu_seqlens = ops.document_bounds(cu_seqlens, *idx.shape)  # once for all layers
-        dropout = self.config.dropout if self.training else 0.0
-        branch, residual = None, ops.embedding(idx, self.wte.weight, self.wpe.weight, dropout, start)
+        branch, residual = None, self.embed(idx, start, positions)
         for block in self.h:
             branch, residual = block(branch, residual, cu_seqlens, cache)
         if cache is not None:
@@ -164,17 +199,31 @@ class GPT(nn.Module):
         return self.ln_f(branch, residual)[0]
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cu_seqlens: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+        self, idx: Tensor, targets: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        cache: KVCache | None = None, positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Logits [B, T, V] for idx int64 [B, T], or with `targets` [B, T] the mean loss, an fp32 scalar.
 
         targets are already shifted: targets[:, t] is the token after idx[:, t]; -100 is ignored. cu_seqlens int32 holds
-        document boundaries over the flattened [B * T] positions: attention stays inside a document.
+        document boundaries over the flattened [B * T] positions: attention stays inside a document. positions int64
+        [B, T] names the row of wpe that each token takes, by default its place in its row of idx; documents packed into
+        a row longer than the context need it.
         """
-        x = self.hidden(idx, cu_seqlens, cache)
+        x = self.hidden(idx, cu_seqlens, cache, positions)
         if targets is None:
             return self.lm_head(x)
         return ops.linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+
+    def step(self, tokens: Tensor, cache: RowCache) -> Tensor:
+        """Logits [B, V] after one more token int64 [B] a row, at cache.position, which moves on. No number leaves the
+        device, so that a CUDA graph can hold it.
+        """
+        cache.lengths = (cache.position + 1).to(torch.int32)
+        branch, residual = None, self.embed(tokens[:, None], positions=cache.position[:, None])
+        for block in self.h:
+            branch, residual = block(branch, residual, None, cache)
+        cache.position += 1
+        return self.lm_head(self.ln_f(branch, residual)[0][:, 0])
 
     @torch.no_grad()
     def generate(

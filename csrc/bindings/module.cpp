@@ -9,6 +9,7 @@
 #include "bpe.hpp"
 #include "buffer.hpp"
 #include "core/utf8.hpp"
+#include "gpt.hpp"
 #include "train.hpp"
 
 namespace py = pybind11;
@@ -65,4 +66,5 @@ PYBIND11_MODULE(_core, m) {
 
     bind_bpe(m);
     bind_train(m);
+    bind_gpt(m);
 }
