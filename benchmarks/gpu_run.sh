@@ -4,7 +4,7 @@
 #
 #     benchmarks/gpu_run.sh --out FOLDER [--tune] [--quick] [--only STEP]...
 #
-# Steps: build tests tune tune-rows attention rows linear-loss drop-in train model-tests tokenizer (tune and tune-rows only with
+# Steps: build tests tune tune-rows attention rows linear-loss drop-in train decode model-tests tokenizer (tune and tune-rows only with
 # --tune or --only).
 #
 # A step that fails is reported and does not stop the next; each leaves a log in FOLDER, and the summary comes last.
@@ -71,8 +71,9 @@ step rows 300 "$python" benchmarks/rows.py $quick --json "$out/rows.json"
 step linear-loss 200 "$python" benchmarks/linear_cross_entropy.py --json "$out/linear_cross_entropy.json"
 step drop-in 300 "$python" benchmarks/drop_in.py --json "$out/drop_in.json"
 step train 400 "$python" benchmarks/train_gpu.py --json "$out/train.json"
+step decode 200 "$python" benchmarks/decode.py --dtype bf16 fp32 --batch 1 8 64 --new 128 --json "$out/decode.json"
 step model-tests 300 "$python" -m pytest -q -p no:cacheprovider tests/test_model.py tests/test_ops.py \
-    tests/test_precision.py tests/test_generate.py tests/test_hf_attention.py \
+    tests/test_precision.py tests/test_generate.py tests/test_decode.py tests/test_hf_attention.py \
     tests/test_linear_cross_entropy.py tests/test_convergence.py tests/drop_in
 if "$python" -c 'import tyro' 2>/dev/null; then
     step tokenizer 300 "$python" benchmarks/tokenizer.py document batch decode --quick --json "$out/tokenizer.json"

@@ -54,6 +54,22 @@ def test_a_step_on_a_cpu_equals_the_whole_model(shape, dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("threads", [2, 5])
+def test_a_step_of_several_threads_equals_that_of_one(threads):
+    model, before = make(), torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, threads):
+            torch.set_num_threads(n)
+            decoder = Decoder(model, 2)
+            decoder.prefill(torch.zeros(2, 1, dtype=torch.long))
+            results.append(torch.stack([decoder.step(torch.tensor([t, 96 - t])) for t in range(15)]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)  # each number is computed by one thread, in one order
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("native", [True, False])
 def test_rows_grow_apart(native):
     """Rows begun at different times, grown in any subsets, begun anew: each is as if it were alone."""

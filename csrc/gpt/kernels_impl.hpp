@@ -150,7 +150,8 @@ struct Kernels {
             const float p = scores[j] / total;
             const Vector ps = V::set(p);
             std::int64_t i = 0;
-            for (; i + kWidth <= D; i += kWidth) V::store(y + i, V::fma(V::load(v + j * stride + i), ps, V::load(y + i)));
+            for (; i + kWidth <= D; i += kWidth)
+                V::store(y + i, V::fma(V::load(v + j * stride + i), ps, V::load(y + i)));
             for (; i < D; ++i) y[i] += to_float(v[j * stride + i]) * p;
         }
     }

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "kernels.hpp"
-#include "team.hpp"
 
 namespace gptfast {
 
@@ -55,7 +54,7 @@ struct StepRows {
 const StepKernels* step_kernels(const char* instructions, bool bfloat16);
 
 // Writes logits [count, vocab]; keys and values [L, cache_rows, context, H, D] gain one position of each row.
-void gpt_step(const GptWeights& model, const StepKernels& kernels, Team& team, void* keys, void* values,
+void gpt_step(const GptWeights& model, const StepKernels& kernels, int threads, void* keys, void* values,
               std::int64_t cache_rows, const StepRows& rows, float* logits);
 
 }  // namespace gptfast

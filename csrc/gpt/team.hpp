@@ -1,54 +1,34 @@
-// Threads that wait between two pieces of work, and meet inside one.
+// Several threads that do one piece of work together and meet inside it.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <functional>
-#include <mutex>
-#include <thread>
-#include <vector>
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
 
 namespace gptfast {
 
-class Team {
+class Barrier {
   public:
-    // Starts `size` - 1 threads, or as many of them as the system has.
-    explicit Team(int size);
-    ~Team();
-    Team(const Team&) = delete;
-    Team& operator=(const Team&) = delete;
-
-    int size() const { return static_cast<int>(helpers_.size()) + 1; }
-
-    // Runs work(member) on all members at once, the caller being member 0. The work must not throw. One caller at a
-    // time. Throws std::runtime_error in a process that was forked after the team was made: its threads are not there.
-    void run(const std::function<void(int)>& work);
-
-    // Called by every member inside work: returns once all have called it. It spins, because members are to arrive
-    // within microseconds of each other (a condition variable takes 5 to 50 us), and gives way where they do not.
-    void meet();
+    // Returns once `members` threads have called it. It spins, because they arrive within microseconds of each other
+    // (to wake a sleeping thread takes 5 to 50 us), and gives way where they do not.
+    void wait(int members);
 
   private:
-    void help(int member);
-
-    std::mutex mutex_;
-    std::condition_variable begin_;
-    const std::function<void(int)>* work_ = nullptr;
-    unsigned round_ = 0;  // of run()
-    bool ended_ = false;
     std::atomic<int> arrived_{0};
-    std::atomic<unsigned> meeting_{0};
-    std::vector<std::thread> helpers_;
-#if defined(__unix__) || defined(__APPLE__)
-    const pid_t process_ = getpid();
-    bool forked() const { return process_ != getpid(); }
-#else
-    bool forked() const { return false; }
-#endif
+    std::atomic<unsigned> round_{0};
 };
+
+struct Member {
+    int index, count;
+    Barrier* barrier;
+
+    void meet() const { barrier->wait(count); }
+};
+
+// Runs work(member) on up to `threads` threads at once, the caller among them. The work must not throw.
+//
+// They are those of OpenMP where the process has loaded it, as it has with PyTorch: the thread that it has just used
+// spins for milliseconds in the hope of more work, and would hold a core that a thread of our own needs (GPT-2 124M in
+// bf16 on two cores: 15.0 ms a token so, docs/decisions.md).
+void run_team(int threads, const std::function<void(const Member&)>& work);
 
 }  // namespace gptfast

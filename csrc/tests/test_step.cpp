@@ -1,7 +1,5 @@
 // A decoding step against GPT-2 written down as sums in fp64: every instruction set, both types of weights, sizes that
 // fill no vector, rows of different lengths, windows, several threads. To see races: make test-cpp SANITIZE=thread
-#include "gpt/step.hpp"
-
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -10,6 +8,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "gpt/step.hpp"
 
 using namespace gptfast;
 
@@ -130,7 +129,8 @@ Vector normalised(const Model& m, const NormWeights& w, const Vector& x) {
 
 // The logits after each token of a text, with the keys and values of all positions kept per layer.
 std::vector<Vector> reference(const Model& m, const std::vector<std::int64_t>& tokens) {
-    const std::size_t C = static_cast<std::size_t>(m.shape.width), H = static_cast<std::size_t>(m.shape.heads), D = C / H;
+    const std::size_t C = static_cast<std::size_t>(m.shape.width), H = static_cast<std::size_t>(m.shape.heads),
+                      D = C / H;
     const std::vector<double>&wte = m.exact(m.weights.wte), &wpe = m.exact(m.weights.wpe);
     std::vector<std::vector<Vector>> cache(m.weights.blocks.size());  // [layer][position] -> q, k, v
     std::vector<Vector> logits;
@@ -185,7 +185,6 @@ void compare(const Shape& shape, bool bfloat16, const char* instructions, int th
     const std::size_t cache = static_cast<std::size_t>(shape.layers * kRows * shape.context * shape.width);
     const float nan = std::nanf("");  // what is not written yet must not be read
     std::vector<float> keys(cache, nan), values(cache, nan);
-    Team team(threads);
     double worst = 0;
     for (std::int64_t step = 0; step < shape.context + kRows; ++step) {
         std::vector<std::int64_t> tokens, rows, positions;
@@ -196,12 +195,13 @@ void compare(const Shape& shape, bool bfloat16, const char* instructions, int th
             }
         const std::size_t n = rows.size(), V = static_cast<std::size_t>(shape.vocab);
         std::vector<float> logits(n * V + 1, 12345);
-        gpt_step(model.weights, *kernels, team, keys.data(), values.data(), kRows,
+        gpt_step(model.weights, *kernels, threads, keys.data(), values.data(), kRows,
                  {tokens.data(), rows.data(), positions.data(), static_cast<std::int64_t>(n)}, logits.data());
         CHECK(logits.back() == 12345);
         for (std::size_t i = 0; i < n; ++i)
             for (std::size_t v = 0; v < V; ++v) {
-                const Vector& want = expected[static_cast<std::size_t>(rows[i])][static_cast<std::size_t>(positions[i])];
+                const Vector& want =
+                    expected[static_cast<std::size_t>(rows[i])][static_cast<std::size_t>(positions[i])];
                 const double error = std::fabs(logits[i * V + v] - want[v]);
                 worst = error > worst || std::isnan(error) ? error : worst;
             }
