@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,27 @@ from torch import Tensor
 from .errors import GptfastError
 from .files import fsync_folder, read_json, write_json
 from .model import GPT
+from .weights.tensors import write_safetensors
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
-    """The whole checkpoints of a run by step, in order."""
+    """The whole checkpoints of a run by step, in order; none for what is no run."""
     folders = ((re.fullmatch(r"step-(\d+)", p.name), p) for p in (run / "checkpoints").glob("step-*"))
     return dict(sorted((int(m[1]), p) for m, p in folders if m and (p / "state.json").is_file()))
 
 
 def find_checkpoint(path: Path, which: str = "best") -> Path:
-    """The model folder that `path` means: itself, or of a run the "best", the "last" or a step's."""
-    if (path / "model.safetensors").is_file():
-        return path
-    found = checkpoints(path)
+    """What `path` means to `load_weights`: of a run its checkpoint "best", "last" or of a step; else itself, which may
+    be any file or folder of weights, or a name on the Hugging Face hub.
+    """
+    try:
+        found = {} if (path / "model.safetensors").is_file() else checkpoints(path)
+    except OSError as error:
+        raise GptfastError(f"cannot read {reprlib.repr(str(path))}: {error.strerror}") from None
     if not found:
-        raise GptfastError(f"{path} is neither a run with checkpoints nor a model folder; check the path")
+        if which != "best":
+            raise GptfastError(f"{path} is no run with checkpoints, so there is no {which!r} to choose")
+        return path
     last = found[max(found)]
     if which == "best" and (state := read_state(last)) and state["best"] and state["best"]["step"] in found:
         return found[state["best"]["step"]]
@@ -48,7 +55,8 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What state.json says; None for a model folder that is no checkpoint."""
+    """What the state.json of a checkpoint, or beside a file of one, says; None for a model that is no checkpoint."""
+    folder = folder.parent if folder.is_file() else folder
     if not (folder / "state.json").is_file():
         return None
     return read_json(folder / "state.json", "step", "position", "best", "encoding", "encoding_hash", "data", "order")
@@ -56,9 +64,6 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
     """Write the checkpoint of state["step"]; delete all but the last `keep` and the best (state["best"])."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     root = run / "checkpoints"
     final = root / f"step-{state['step']:06d}"
     hidden = root / f".{final.name}.tmp"
@@ -68,7 +73,7 @@ def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[st
             shutil.rmtree(stale)
         hidden.mkdir()
         model.save_pretrained(hidden)
-        save_file(_training_tensors(model, optimizer), hidden / "optimizer.safetensors")
+        write_safetensors(hidden / "optimizer.safetensors", _training_tensors(model, optimizer))
         with open(hidden / "optimizer.safetensors", "rb") as file:
             os.fsync(file.fileno())
         write_json(hidden / "state.json", state)
@@ -81,7 +86,7 @@ def save(run: Path, model: GPT, optimizer: torch.optim.Optimizer, state: dict[st
                 doomed = folder.with_name(f".{folder.name}.tmp")
                 os.replace(folder, doomed)
                 shutil.rmtree(doomed)
-    except (OSError, SafetensorError, GptfastError) as error:
+    except (OSError, GptfastError) as error:
         shutil.rmtree(hidden, ignore_errors=True)
         last = max(checkpoints(run).values(), default=None)
         raise GptfastError(

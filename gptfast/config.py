@@ -82,7 +82,7 @@ class GPTConfig:
         for name in ("bias", "qkv_bias", "tie_weights"):
             self._require(name, isinstance(getattr(self, name), bool), "True or False")
         self._require("activation", self.activation in ("gelu_new", "gelu"), "'gelu_new' or 'gelu'")
-        good = windows != () and all(w is None or _is_whole(w) for w in windows)
+        good = windows != () and all(w is None or (isinstance(w, int) and _is_whole(w)) for w in windows)
         self._require("window", good, "None or at least 1 key wide, or a sequence of such")
         if self.n_embd % self.n_head:
             raise GptfastError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,18 +29,23 @@ def fsync_folder(folder: str | Path) -> None:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; what is written there is synced and renamed to `path`, on any error removed.
 
-    Raises GptfastError when the disk is full or the folder cannot be written.
+    The file gets the mode that the umask gives, also where a library would make it readable by its owner alone. Raises
+    GptfastError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with open(temporary, "wb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name too long, say
+            temporary.unlink(missing_ok=True)
         raise GptfastError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
         ) from error

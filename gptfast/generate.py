@@ -25,13 +25,16 @@ def probabilities(
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    p = logits.softmax(-1)
     if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        p = ordered.softmax(-1)
-        beyond = p.cumsum(-1) - p >= top_p  # the mass before this token already reaches p
+        ordered, order = p.topk(min(256, p.shape[-1]))  # enough as a rule, and a tenth of the time of sorting all
+        if bool((ordered.sum(-1) < top_p).any()):
+            ordered, order = p.sort(descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # the mass before this token already reaches p
         beyond[:, 0] = False  # also for a top_p that fp32 rounds to 0
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-    return logits.softmax(-1)
+        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(beyond, 0))
+        p /= p.sum(-1, keepdim=True)
+    return p
 
 
 def sample(

@@ -6,12 +6,14 @@ import copy
 import ctypes
 import sys
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import GptfastError
-from .model import GPT
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,20 @@ def choose(device: torch.device | str = "cpu", wanted: str = "auto") -> Precisio
     return Precision(torch.float32, f"bf16 is not tried on {device.type!r} devices")
 
 
-class ComputeCopy:
+class ComputeCopy(Generic[Model]):
     """A copy of an fp32 model in bf16 for the forward and backward; the fp32 parameters stay the truth.
 
     Autocast casts every fp32 weight at every step and every gradient back, page by fresh page. Here the optimizer
     updates the fp32 master weights and `refresh` rounds them into the copy, once a step into memory that is already
     there; gradients are bf16 and widened once. (Micikevicius et al. 2018, section 3.1.) In fp32 the copy is the model
-    itself.
+    itself. Parameters that do not require gradients are rounded once, when the copy is made.
     """
 
-    def __init__(self, model: GPT, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
         self.master = model
         self.model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        self._masters: list[Tensor] = list(model.parameters())
-        self._copies: list[Tensor] = list(self.model.parameters())
+        self._masters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._copies: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self._first = True
 
     @torch.no_grad()

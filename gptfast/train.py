@@ -84,7 +84,7 @@ class Trainer:
             self.peak = matmul_rate(self.device, next(self.copy.model.parameters()).dtype)
         self.metrics = Metrics(self.run, state["step"], c.tensorboard)
         self.copy.model.train()
-        with Loader(self.sampler, c.batch_size, self.device, state["position"]) as loader, _signals() as stop:
+        with Loader(self.sampler, c.batch_size, self.device, state["position"]) as loader, stop_signals() as stop:
             self.display.start(state["step"], c.steps)
             try:
                 if state["step"] == 0:
@@ -219,7 +219,7 @@ class Trainer:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """A list that receives the number of a SIGINT or SIGTERM; a second one ends the process as it would have."""
     received: list[int] = []
 

@@ -26,6 +26,16 @@ def test_every_command_has_help_for_every_flag(command, capsys):
     assert "usage: gptfast " + command in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("group", sorted({name.split()[0] for name in cli.COMMANDS if " " in name}))
+def test_a_group_lists_its_commands(group, capsys):
+    for asked in ([], ["--help"], ["help"]):
+        assert cli.main([group, *asked]) == 0
+        out = capsys.readouterr().out
+        assert all((name in out) == name.startswith(f"{group} ") for name in cli.COMMANDS)
+    assert cli.main([group, "nothing"]) == 2
+    assert f"no command '{group} nothing'" in capsys.readouterr().err
+
+
 def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["pretrian"]) == 2
     assert "did you mean `gptfast pretrain`" in capsys.readouterr().err

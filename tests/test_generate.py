@@ -130,7 +130,7 @@ def test_command_says_when_the_window_slides(model, tmp_path, capsys):
 
 def test_command_refuses_what_is_no_model(tmp_path, capsys):
     assert main(["generate", str(tmp_path / "nothing")]) == 2
-    assert "neither a run with checkpoints nor a model folder" in capsys.readouterr().err
+    assert "there is no file or folder" in capsys.readouterr().err
 
 
 def test_command_refuses_another_models_encoding(model, tmp_path, capsys):

@@ -43,7 +43,7 @@ class PrepareConfig:
     """Turn text into token shards for training."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
-    """Files, folders (searched through) or globs of .txt, .jsonl, .parquet, each also .gz, .xz or .zst."""
+    """Files, folders (searched through) or globs of .txt, .jsonl, .parquet, each also .bz2, .gz, .xz or .zst."""
     out: str
     """Folder to write: new, empty, or left unfinished by the same command."""
     encoding: str = "gpt2"

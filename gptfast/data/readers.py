@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import contextlib
 import functools
@@ -23,7 +24,8 @@ from ..tokenizer import END_OF_TEXT
 from ..tokenizer.streaming import SAFE_CUT
 
 FORMATS = (".txt", ".jsonl", ".parquet")
-COMPRESSIONS = (".gz", ".xz", ".zst")
+OPENERS: dict[str, Any] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+COMPRESSIONS = (*OPENERS, ".zst")
 BLOCK_BYTES = 1 << 18  # read at a time, after decompression
 BOM = "\ufeff"
 PIECE_CHARS = 1 << 18  # a piece ends at the first safe place from here on ...
@@ -60,7 +62,8 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
                 reason = " (it is something else)" if path.exists() else ""
                 raise GptfastError(f"no such file or folder: {name}{reason}")
         if not matches:
-            raise GptfastError(f"{name} matches no file that ends in {', '.join(FORMATS)} (or those with .gz/.xz/.zst)")
+            ends = f"{', '.join(FORMATS)} (or those with {'/'.join(COMPRESSIONS)})"
+            raise GptfastError(f"{name} matches no file that ends in {ends}")
         found.update((match.resolve(), None) for match in matches)
     if not found:
         raise GptfastError("no input: name at least one file, folder or glob")
@@ -115,9 +118,7 @@ def _blocks(path: Path, on_read: OnRead) -> Iterator[bytes]:
         yield from _zstd_blocks(path, on_read)
         return
     with open(path, "rb") as raw:
-        opened: Any = raw
-        if path.suffix in (".gz", ".xz"):
-            opened = gzip.open(raw) if path.suffix == ".gz" else lzma.open(raw)
+        opened: Any = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
         told = 0
         while block := opened.read(BLOCK_BYTES):
             on_read(raw.tell() - told)
@@ -325,3 +326,19 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
         if ends:
             yield Piece("".join(texts), True)
             texts.clear()
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file, decompressed by its last suffix. Raises GptfastError that names the file."""
+    try:
+        return "".join(_decoded(path, False, lambda n: None, False))
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise GptfastError(f"cannot read {path}: {reason}; check the path, or whether the file is damaged") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each line of a .jsonl file that is not blank. Raises GptfastError."""
+    lines = read_text(path).split("\n")
+    numbers = [number for number, line in enumerate(lines, 1) if line and not line.isspace()]
+    return zip(numbers, _parse(path, [lines[number - 1] for number in numbers], numbers), strict=True)

@@ -50,6 +50,12 @@ def plan(model: nn.Module) -> list[Part]:
 HEADS = ("lm_head", "out_head")
 
 
+def _kind(module: nn.Module) -> str:
+    """Its class; with the package where its name alone may be taken for another's, as of PEFT's Linear."""
+    cls = type(module)
+    return cls.__name__ if cls.__module__.startswith("torch.") else f"{cls.__module__.split('.')[0]}'s {cls.__name__}"
+
+
 def _joined(*names: str) -> str:
     return ".".join(name for name in names if name)
 
@@ -85,7 +91,7 @@ def _known(part: Part, same: dict[Any, bool], *known: str | None) -> Part:
 
 def _head(name: str, module: nn.Module) -> Part:
     if not is_linear(module) or module.bias is not None:
-        return Part(name, module, f"own forward: it is a {type(module).__name__}, not a Linear without bias")
+        return Part(name, module, f"own forward: it is {_kind(module)}, not a Linear without bias")
     if not untouched(module):
         return Part(name, module, "own forward: it has hooks or a forward of its own")
     return Part(name, module, "fast: no logits for the loss", FastHead(module))
@@ -94,12 +100,12 @@ def _head(name: str, module: nn.Module) -> Part:
 def _mlp(name: str, module: nn.Module, names: tuple[str, str, str, str | None]) -> Part:
     fc, activation = module.get_submodule(names[0]), module.get_submodule(names[1])
     if not (is_linear(fc) or is_conv1d(fc)):
-        return Part(name, module, f"own forward: {names[0]} is a {type(fc).__name__}")
+        return Part(name, module, f"own forward: {names[0]} is {_kind(fc)}")
     if not untouched(module) or not untouched(fc) or not untouched(activation):
         return Part(name, module, "own forward: it has hooks inside, or a forward of its own")
     kind = gelu_kind(activation)
     if kind is None:
-        return Part(name, module, f"own forward: {names[1]} ({type(activation).__name__}) is no GELU")
+        return Part(name, module, f"own forward: {names[1]} ({_kind(activation)}) is no GELU")
     return Part(name, module, "fast: bias and GELU in one", FastMLP(module, names, kind))
 
 
@@ -111,7 +117,7 @@ def _block(
         return Part(name, module, f"own forward: {names[2]} is no LayerNorm, or has hooks")
     if not untouched(module):
         return Part(name, module, "own forward: it has hooks, or a forward of its own")
-    return Part(name, module, "fast: residual and LayerNorm in one", cls(module, names, norm))
+    return Part(name, module, "fast: residual and LayerNorm in one, on a GPU", cls(module, names, norm))
 
 
 def _hugging_face(name: str, model: nn.Module) -> list[Part]:
@@ -133,6 +139,10 @@ def _hugging_face(name: str, model: nn.Module) -> list[Part]:
             parts.append(Part(where, block, "own forward: it is no GPT2Block of transformers"))
         else:
             parts.append(_block(where, block, names, FastGPT2Block))
+        if not reason and (not _is_transformers(block.attn, "GPT2Attention") or "forward" in block.attn.__dict__):
+            parts.append(
+                Part(_joined(where, "attn"), block.attn, "own forward: it is no GPT2Attention of transformers")
+            )
         if _is_transformers(block.mlp, "GPT2MLP"):
             parts.append(_mlp(_joined(where, "mlp"), block.mlp, ("c_fc", "act", "c_proj", "dropout")))
         else:
@@ -169,8 +179,7 @@ def _nanogpt(name: str, model: nn.Module) -> list[Part]:
         parts.append(_known(_block(where, block, names), same, *names))
         attention = block.attn
         after = "resid_dropout" if _has(attention, "resid_dropout") else None
-        dropout: Any = getattr(attention, "dropout", 0.0)
-        dropout = dropout if isinstance(dropout, float) else "attn_dropout"
+        dropout = _dropout(attention, "dropout", "attn_dropout")
         fast = FastAttention(attention, ("c_attn",), "c_proj", attention.n_head, dropout, after)
         part = _attention(_joined(where, "attn"), attention, fast)
         parts.append(_known(part, same, "c_attn", "c_proj", "attn_dropout", after))
@@ -211,13 +220,18 @@ def _book(name: str, model: nn.Module) -> list[Part]:
 
 def _book_attention(name: str, module: nn.Module, same: dict[Any, bool]) -> Part:
     heads = getattr(module, "num_heads", None)
-    dropout: Any = getattr(module, "dropout", 0.0)
-    dropout = "dropout" if isinstance(dropout, nn.Module) else float(dropout)
+    dropout = _dropout(module, "dropout")
     for qkv, out in ((("W_query", "W_key", "W_value"), "out_proj"), (("qkv",), "proj"), (("qkv",), "out_proj")):
         if isinstance(heads, int) and _has(module, *qkv, out):
             part = _attention(name, module, FastAttention(module, qkv, out, heads, dropout, None))
             return _known(part, same, *qkv, out, "dropout")
     return Part(name, module, "own forward: its projections are not W_query, W_key, W_value or qkv, and out_proj")
+
+
+def _dropout(module: nn.Module, *names: str) -> str | None:
+    """Which of these the attention has, a number or a child, for the dropout of its probabilities."""
+    numbers = (name for name in names if isinstance(module.__dict__.get(name), (int, float)))
+    return next(numbers, next((name for name in names if name in module._modules), None))
 
 
 def _attention(name: str, module: nn.Module, fast: FastAttention) -> Part:

@@ -43,6 +43,12 @@ class Fast:
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
+class Restored(Fast):
+    """What a fast forward becomes where a forward that was put over it outlives `restore` and still calls it."""
+
+    __call__ = Fast.slow
+
+
 class FastMLP(Fast):
     """Linear, GELU, Linear, dropout: the bias of the first goes with the GELU."""
 
@@ -63,19 +69,23 @@ class FastMLP(Fast):
 class FastAttention(Fast):
     """Causal self-attention of x [B, T, C] with one projection for q, k and v, or three, and one after it.
 
-    `qkv`, `out` and `dropout` (of the probabilities) are names of children; `after` is that of the dropout at the end.
+    `qkv` and `out` are names of children; `dropout` (of the probabilities) that of a child or a number; `after` that of
+    the dropout at the end.
     """
 
     def __init__(
-        self, module: nn.Module, qkv: tuple[str, ...], out: str, heads: int, dropout: str | float, after: str | None
+        self, module: nn.Module, qkv: tuple[str, ...], out: str, heads: int, dropout: str | None, after: str | None
     ) -> None:
         super().__init__(module)
         self.qkv, self.out, self.heads, self.dropout, self.after = qkv, out, heads, dropout, after
 
     def probability(self) -> float | None:
         """Of the dropout of probabilities as it is now; None where it is no longer a dropout."""
-        if isinstance(self.dropout, float):
-            return self.dropout if self.module.training else 0.0
+        if self.dropout is None:
+            return 0.0
+        p = self.module.__dict__.get(self.dropout)
+        if isinstance(p, (int, float)):
+            return p if self.module.training else 0.0
         dropout = self.module._modules.get(self.dropout)
         if type(dropout) is nn.Dropout and untouched(dropout):
             return dropout.p if dropout.training else 0.0

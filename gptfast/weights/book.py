@@ -15,7 +15,7 @@ from ..config import GPTConfig
 from ..errors import GptfastError
 from ..model import GPT
 from .layout import Layout, checked_config, export
-from .nanogpt import refuse_unlike
+from .nanogpt import check_alike
 
 _NAMES = {
     "wte.weight": "tok_emb.weight", "wpe.weight": "pos_emb.weight", "lm_head.weight": "out_head.weight",
@@ -54,7 +54,7 @@ def config_of(cfg: Mapping[str, Any]) -> GPTConfig:
 
 def to_book(model: GPT) -> dict[str, Tensor]:
     """A state dict for the book's GPTModel, its causal masks included, so that it loads strictly."""
-    refuse_unlike(model.config, "the book's GPTModel")
+    check_alike(model.config, "the book's GPTModel", LAYOUT.activation)
     state = export(model, LAYOUT, biases=True)
     if not (model.config.bias and model.config.qkv_bias):
         state = {name: t for name, t in state.items() if not re.search(r"\.W_(query|key|value)\.bias$", name)}

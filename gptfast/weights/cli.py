@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +14,7 @@ from ..files import read_json
 
 if TYPE_CHECKING:
     from .source import Checkpoint
+    from .tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Convert:
     """A folder for hf, a .pt file or a folder for nanogpt, a .pth, .pt or .safetensors file for book."""
     to: Literal["hf", "nanogpt", "book"]
     """The layout: Hugging Face's, nanoGPT's ckpt.pt, or a state dict of the book's GPTModel."""
+    n_head: int | None = None
+    """Attention heads, where the files do not say it; 64 wide by default."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,23 @@ class Download:
 
 def convert(argv: list[str]) -> None:
     options = tyro.cli(Convert, args=argv, prog="gptfast weights convert")
+    from ..errors import GptfastError
     from .convert import write
-    from .source import load_weights
+    from .layout import infer_config
+    from .source import find
 
-    model = load_weights(options.src)
-    path = write(model, options.dst, options.to)
+    found = find(options.src)
+    config = found.config
+    if config is None:
+        config = infer_config(found.tensors, found.layout, found.where, options.n_head)
+    elif options.n_head not in (None, config.n_head):
+        raise GptfastError(f"{found.where} says that it has {config.n_head} heads, --n-head {options.n_head}")
+    model = found.load(config)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        path = write(model, options.dst, options.to)
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
     print(f"{path}: {model.num_parameters():,} parameters, {str(model.wte.weight.dtype).removeprefix('torch.')}")
 
 
@@ -67,7 +83,7 @@ def inspect(argv: list[str]) -> None:
     from .source import find
 
     found = find(options.src)
-    tensors = {name: t for name, t in found.tensors.items() if not found.layout.ignored.search(name)}
+    tensors = found.weights
     table = Table("tensor", "shape", "type", box=None, pad_edge=False)
     for name, stored in tensors.items():
         table.add_row(name, " x ".join(map(str, stored.shape)), str(stored.dtype).removeprefix("torch."))
@@ -87,7 +103,7 @@ def inspect(argv: list[str]) -> None:
     else:
         console.print(heads)
     console.print(f"tokenizer: {tokenizer(found, config.vocab_size if config else 0)}")
-    console.print(f"{parameters(found):,} parameters in {len(tensors)} tensors", end="\n\n")
+    console.print(f"{parameters(found):,} parameters in {len(tensors)} tensors, {types(tensors)}", end="\n\n")
     console.print(table)
 
 
@@ -95,13 +111,26 @@ def parameters(found: Checkpoint) -> int:
     """Of the model: a head that is kept beside the embedding that it equals counts once."""
     import torch
 
-    names = {name: t for name, t in found.tensors.items() if not found.layout.ignored.search(name)}
+    from .build import equal
+
+    names = found.weights
     total = sum(torch.Size(t.shape).numel() for t in names.values())
     (wte,), (head,) = (found.layout.parts(name) for name in ("wte.weight", "lm_head.weight"))
-    if wte in names and head in names and names[wte].shape == names[head].shape:
-        if torch.equal(names[wte].read(), names[head].read()):
-            total -= torch.Size(names[wte].shape).numel()
+    if wte in names and head in names and equal(names[wte], names[head]):
+        total -= torch.Size(names[wte].shape).numel()
     return total
+
+
+def types(tensors: Tensors) -> str:
+    """Those of the tensors, and the one in which a model of several is loaded."""
+    from .build import common_dtype
+    from .layout import DTYPES
+
+    kinds = {stored.dtype for stored in tensors.values()}
+    names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    if len(kinds) < 2 or not kinds <= set(DTYPES):
+        return names
+    return f"{names} (loads as {str(common_dtype(tensors)).removeprefix('torch.')})"
 
 
 def tokenizer(found: Checkpoint, vocab_size: int) -> str:

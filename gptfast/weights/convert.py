@@ -13,6 +13,7 @@ from ..model import GPT
 from .book import to_book
 from .huggingface import save
 from .nanogpt import to_nanogpt
+from .tensors import write_safetensors
 
 LAYOUTS = ("hf", "nanogpt", "book")
 
@@ -38,10 +39,7 @@ def write(model: GPT, path: Path, layout: str) -> Path:
     make_folder(path.parent)
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            # safetensors has no tensors that share memory: the masks, and a head that equals the embedding
-            save_file({name: tensor.clone() for name, tensor in value.items()}, temporary)
+            write_safetensors(temporary, value)
         else:
             torch.save(value, temporary)
     return path

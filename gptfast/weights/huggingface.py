@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..errors import GptfastError
 from ..files import atomic_path, make_folder, read_json, write_json
 from ..model import GPT
 from .layout import Layout, arrange, checked_config, export
-from .tensors import of_state_dict
+from .tensors import of_state_dict, write_safetensors
 
 # In the order in which transformers looks for them.
 WEIGHT_FILES = (
@@ -24,6 +25,8 @@ WEIGHT_FILES = (
 LAYOUT = Layout("Hugging Face", lambda name: (name,), True, re.compile(r"^h\.\d+\.attn\.(masked_)?bias$"))
 
 
+# transformers' names of the activations that gptfast has, and gptfast's.
+_ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}
 # Settings of transformers' GPT-2 that change what it computes, and their values in every published GPT-2.
 _PLAIN = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
@@ -44,7 +47,7 @@ def config_values(config: GPTConfig) -> dict[str, Any]:
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
         "vocab_size": config.vocab_size, "n_positions": config.context_length, "n_layer": config.n_layer,
-        "n_head": config.n_head, "n_embd": config.n_embd, "activation_function": "gelu_new",
+        "n_head": config.n_head, "n_embd": config.n_embd, "activation_function": config.activation,
         "layer_norm_epsilon": config.layer_norm_eps, "tie_word_embeddings": config.tie_weights,
         "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout, "bos_token_id": eot, "eos_token_id": eot,
         "gptfast": config.to_dict(),
@@ -54,36 +57,49 @@ def config_values(config: GPTConfig) -> dict[str, Any]:
 def read_config(path: Path) -> GPTConfig:
     """The configuration in a Hugging Face config.json. Raises GptfastError for what is no GPT-2."""
     values = read_json(path, "model_type")
-    ours: dict[str, Any] = values["gptfast"] if isinstance(values.get("gptfast"), dict) else {}
-    if ours and values["model_type"] != "gpt2":
+    ours: dict[str, Any] = values.get("gptfast") or {}
+    if not isinstance(ours, dict):
+        raise GptfastError(f"{path} is damaged: its 'gptfast' is {reprlib.repr(ours)}; restore it")
+    if ours and values["model_type"] == "gptfast":
         return checked_config(str(path), **(GPTConfig().to_dict() | ours))
-    missing = {"vocab_size", "n_positions", "n_layer", "n_head", "n_embd"} - set(values)
-    if values["model_type"] == "gpt2" and missing:
-        raise GptfastError(f"{path} does not say {', '.join(sorted(missing))}; copy it again")
     if values["model_type"] != "gpt2":
-        raise GptfastError(f"{path} describes a {values['model_type']!r} model; gptfast reads GPT-2 models")
-    if values.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise GptfastError(f"{path} asks for the activation {values['activation_function']!r}; gptfast has gelu_new")
-    if values.get("n_inner") not in (None, 4 * values["n_embd"]):
-        raise GptfastError(f"{path} asks for n_inner = {values['n_inner']}; gptfast's MLP is 4 n_embd wide")
+        described = reprlib.repr(values["model_type"])
+        raise GptfastError(f"{path} describes a {described} model; gptfast reads GPT-2 models")
+    missing = {"vocab_size", "n_positions", "n_layer", "n_head", "n_embd"} - set(values)
+    if missing:
+        raise GptfastError(f"{path} does not say {', '.join(sorted(missing))}; copy it again")
+    activation = values.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise GptfastError(f"{path} asks for the activation {reprlib.repr(activation)}; gptfast has {known}")
     for name, plain_value in _PLAIN.items():
         if values.get(name, plain_value) != plain_value:
-            raise GptfastError(f"{path} asks for {name} = {values[name]!r}; gptfast has only {plain_value!r}")
+            asked = reprlib.repr(values[name])
+            raise GptfastError(f"{path} asks for {name} = {asked}; gptfast has only {plain_value!r}")
     # What transformers has a name for is in its own fields, which it may have changed since; the rest is in ours.
-    return checked_config(
+    config = checked_config(
         str(path), **(ours | {
             "vocab_size": values["vocab_size"], "context_length": values["n_positions"], "n_layer": values["n_layer"],
             "n_head": values["n_head"], "n_embd": values["n_embd"], "dropout": values.get("resid_pdrop", 0.1),
             "tie_weights": values.get("tie_word_embeddings", True),
-            "layer_norm_eps": values.get("layer_norm_epsilon", 1e-5),
+            "layer_norm_eps": values.get("layer_norm_epsilon", 1e-5), "activation": _ACTIVATIONS[activation],
         })
     )  # fmt: skip
+    if values.get("n_inner") not in (None, 4 * config.n_embd):
+        asked = reprlib.repr(values["n_inner"])
+        raise GptfastError(f"{path} asks for n_inner = {asked}; gptfast's MLP is 4 n_embd wide")
+    return config
 
 
 def to_hf(model: GPT) -> dict[str, Tensor]:
     """The model's tensors under the names and in the shapes of transformers' GPT2LMHeadModel; absent biases become
     zeros.
     """
+    return {name: tensor.contiguous() for name, tensor in _views(model).items()}
+
+
+def _views(model: GPT) -> dict[str, Tensor]:
+    """`to_hf`, not contiguous: matrices are the model's own, transposed."""
     prefix = "gptfast." if any(model.config.windows) else "transformer."
     state = export(model, LAYOUT, biases=True)
     if model.config.tie_weights:
@@ -101,11 +117,9 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
 
 
 def save(model: GPT, folder: str | Path) -> None:
-    """Write config.json and model.safetensors, each whole or not at all."""
-    from safetensors.torch import save_file
-
+    """Write config.json and model.safetensors, each whole or not at all, in the memory of one matrix more."""
     folder = Path(folder)
     make_folder(folder)
     with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(to_hf(model), temporary, metadata={"format": "pt"})
+        write_safetensors(temporary, _views(model), {"format": "pt"})
     write_json(folder / "config.json", config_values(model.config))

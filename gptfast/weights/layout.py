@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import reprlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ..errors import GptfastError
 from ..model import GPT
 from .tensors import Stored, Tensors
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 _LISTED = 10  # names in a message
 _LARGEST = 1 << 24  # of a size in a configuration; beyond it a file is damaged or means harm
@@ -23,19 +26,21 @@ _LARGEST = 1 << 24  # of a size in a configuration; beyond it a file is damaged 
 class Layout(NamedTuple):
     """parts: the names that a parameter of gptfast.GPT has in the file; where there are several, they are stacked in
     that order. transposed: matrices are [in, out], where gptfast has [out, in]. ignored: names that are no weights.
+    activation: the GELU of its models, which leaves no trace in the tensors.
     """
 
     name: str
     parts: Callable[[str], tuple[str, ...]]
     transposed: bool = False
     ignored: re.Pattern[str] = re.compile(r"(?!)")
+    activation: Literal["gelu_new", "gelu"] = "gelu_new"
 
 
-def checked_config(where: str, **values: Any) -> GPTConfig:
+def checked_config(where: str, /, **values: Any) -> GPTConfig:
     """A configuration out of a file, which may say anything. Raises GptfastError that names the file."""
     for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
         if type(values[name]) is not int or not 1 <= values[name] <= _LARGEST:
-            raise GptfastError(f"{where} says {name} = {values[name]!r}, which no model has; restore it")
+            raise GptfastError(f"{where} says {name} = {reprlib.repr(values[name])}, which no model has; restore it")
     try:
         return GPTConfig(**values)
     except (GptfastError, TypeError) as error:
@@ -64,9 +69,9 @@ def parameters(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
 
 
-def infer_config(tensors: Tensors, layout: Layout, where: str) -> GPTConfig:
-    """The configuration that the tensors' shapes imply. The number of heads leaves no trace in them: n_embd // 64, as
-    in every published GPT-2 size.
+def infer_config(tensors: Tensors, layout: Layout, where: str, n_head: int | None = None) -> GPTConfig:
+    """The configuration that the tensors' shapes imply. The number of heads leaves no trace in them: where it is not
+    given, n_embd // 64, as in every published GPT-2 size.
     """
 
     def first(name: str) -> Stored | None:
@@ -79,21 +84,23 @@ def infer_config(tensors: Tensors, layout: Layout, where: str) -> GPTConfig:
     n_layer = 0
     while first(f"h.{n_layer}.ln_1.weight") is not None:
         n_layer += 1
-    if n_embd % 64:
+    if n_embd % 64 and n_head is None:
         raise GptfastError(
             f"{where} does not say how many heads the model has, and its width of {n_embd} is no multiple of 64, the "
-            "usual head; pass config=GPTConfig(...)"
+            "usual head; pass config=GPTConfig(...), or --n-head to `gptfast weights convert`"
         )
     return checked_config(
-        where, vocab_size=wte.shape[0], context_length=wpe.shape[0], n_layer=max(n_layer, 1), n_head=n_embd // 64,
-        n_embd=n_embd, bias=first("ln_f.bias") is not None, qkv_bias=first("h.0.attn.c_attn.bias") is not None,
+        where, vocab_size=wte.shape[0], context_length=wpe.shape[0], n_layer=max(n_layer, 1),
+        n_head=n_embd // 64 if n_head is None else n_head, n_embd=n_embd, bias=first("ln_f.bias") is not None,
+        qkv_bias=first("h.0.attn.c_attn.bias") is not None, activation=layout.activation,
     )  # fmt: skip
 
 
 def arrange(tensors: Tensors, layout: Layout, config: GPTConfig, where: str) -> Tensors:
     """The tensors of a file as the parameters of gptfast.GPT. Nothing is read but biases that should not be there.
 
-    Raises GptfastError that lists what is missing, unexpected or of the wrong shape.
+    Raises GptfastError that lists what is missing, unexpected or of the wrong shape, or names a tensor that has another
+    type than weights have.
     """
     if config.n_layer > len(tensors):
         raise GptfastError(
@@ -122,6 +129,11 @@ def arrange(tensors: Tensors, layout: Layout, config: GPTConfig, where: str) -> 
         expected = (shape[0] // len(parts), *shape[1:])
         stored = [_transposed(t) for t in found] if layout.transposed and name.endswith(MATRICES) else found
         for part, seen, tensor in zip(parts, found, stored, strict=True):
+            if seen.dtype not in DTYPES:
+                raise GptfastError(
+                    f"{where} holds {part} as {str(seen.dtype).removeprefix('torch.')}, not as weights: gptfast reads "
+                    "fp32, bf16, fp16 and fp64; convert it with what made it, which knows its scales"
+                )
             if tensor.shape != expected:
                 needs = expected[::-1] if stored is not found else expected
                 wrong.append(f"{part} is {list(seen.shape)}, should be {list(needs)}")
@@ -139,7 +151,9 @@ def arrange(tensors: Tensors, layout: Layout, config: GPTConfig, where: str) -> 
 
 
 def export(model: GPT, layout: Layout, biases: bool) -> dict[str, Tensor]:
-    """The model's tensors in a layout. With `biases`, those that the model does not have are written as zeros."""
+    """The model's tensors in a layout, as views of its parameters. With `biases`, those that it does not have are
+    zeros.
+    """
     state = dict(model.state_dict())
     if biases:
         for name in sorted(_biases(model.config) - set(state)):
@@ -150,7 +164,7 @@ def export(model: GPT, layout: Layout, biases: bool) -> dict[str, Tensor]:
         parts = layout.parts(name)
         whole = tensor.T if layout.transposed and name.endswith(MATRICES) else tensor
         pieces = whole.chunk(len(parts)) if len(parts) > 1 else (whole,)
-        result.update((part, piece.contiguous()) for part, piece in zip(parts, pieces, strict=True))
+        result.update(zip(parts, pieces, strict=True))
     return result
 
 
@@ -165,7 +179,8 @@ def _transposed(stored: Stored) -> Stored:
 
 
 def _stacked(parts: list[Stored], shape: tuple[int, ...]) -> Stored:
-    return Stored(shape, parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    return Stored(shape, dtype, lambda: torch.cat([part.read() for part in parts]))
 
 
 def _some(names: Iterable[str]) -> str:

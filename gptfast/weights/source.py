@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ..config import GPTConfig
+from ..config import GPTConfig, require_config
 from ..errors import GptfastError
 from ..model import GPT
 from . import book, huggingface, nanogpt, tensorflow
@@ -33,13 +34,22 @@ class Checkpoint(NamedTuple):
     config: GPTConfig | None
     path: Path | None
 
-    def load(self, config: GPTConfig | None = None) -> GPT:
-        config = config or self.config or infer_config(self.tensors, self.layout, self.where)
-        tensors = arrange(self.tensors, self.layout, config, self.where)
-        size = sum(torch.Size(t.shape).numel() * t.dtype.itemsize for t in tensors.values())
+    @property
+    def weights(self) -> Tensors:
+        """The tensors without those that are no weights, such as masks."""
+        return {name: t for name, t in self.tensors.items() if not self.layout.ignored.search(name)}
+
+    def check_size(self) -> None:
+        """Raise GptfastError where the tensors are larger than the file: a view may claim any shape."""
+        size = sum(torch.Size(t.shape).numel() * t.dtype.itemsize for t in self.weights.values())
         if self.path and size > 2 * _size(self.path):  # twice: a tied head may be there under both names
             raise GptfastError(f"{self.where} claims tensors of {size:,} bytes, more than the file has; copy it again")
-        return build(tensors, config, self.where)
+
+    def load(self, config: GPTConfig | None = None) -> GPT:
+        if "score.weight" in self.tensors:
+            raise GptfastError(f"{self.where} is a classifier and writes no text; `gptfast classify` reads it")
+        config = config or self.config or infer_config(self.tensors, self.layout, self.where)
+        return build(arrange(self.tensors, self.layout, config, self.where), config, self.where)
 
 
 def load_weights(
@@ -57,6 +67,8 @@ def load_weights(
     """
     if isinstance(config, Mapping):
         config = book.config_of(config)
+    elif config is not None:
+        require_config(config)
     return find(source).load(config)
 
 
@@ -67,7 +79,18 @@ def find(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
         return _of_names(of_state_dict(state, "the state dict"), extras, "the state dict", None)
     if not isinstance(source, (str, os.PathLike)):
         raise GptfastError(f"weights cannot be loaded from a {type(source).__name__}; {_KNOWN}")
-    path = Path(source).expanduser()
+    if not os.fspath(source):
+        raise GptfastError(f"weights cannot be loaded from an empty name; {_KNOWN}")
+    try:
+        found = _at(source, Path(source).expanduser())
+        found.check_size()
+    except (OSError, RuntimeError) as error:  # no permission, a name too long; ~ of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise GptfastError(f"cannot read {reprlib.repr(os.fspath(source))}: {reason}") from error
+    return found
+
+
+def _at(source: str | os.PathLike[str], path: Path) -> Checkpoint:
     if isinstance(source, str) and source.startswith("openai:"):
         from .openai import cached
 
@@ -117,6 +140,8 @@ def _in_file(path: Path) -> Checkpoint:
         return Checkpoint(str(prefix), tensorflow.LAYOUT, tensors, tensorflow.config_beside(path), prefix)
     if path.name.endswith(".index.json"):
         return _of_names(of_shards(path), {}, str(path), path)
+    if not path.is_file():  # a pipe, which cannot be mapped, and would be waited for
+        raise GptfastError(f"{path} is no regular file; give a file or a folder")
     with open_readable(path) as file:
         start = file.read(16)
     if path.suffix == ".safetensors" or start[8:9] == b"{":
@@ -133,7 +158,9 @@ def open_readable(path: Path) -> Any:
 
 
 def _of_names(tensors: Tensors, extras: Mapping[str, Any], where: str, path: Path | None) -> Checkpoint:
-    """Hugging Face's, nanoGPT's and gptfast's tensors share their names; the shape of the first c_attn tells which."""
+    """Hugging Face's, nanoGPT's and gptfast's tensors share their names; the shape of the first c_attn tells which, and
+    the prefix of nanoGPT's.
+    """
     ours = any(name.startswith("gptfast.") for name in tensors)
     named = {huggingface.plain(name): stored for name, stored in tensors.items()}
     if len(named) < len(tensors):
@@ -144,8 +171,10 @@ def _of_names(tensors: Tensors, extras: Mapping[str, Any], where: str, path: Pat
     is_linear = c_attn is not None and len(c_attn.shape) == 2 and c_attn.shape[0] == 3 * c_attn.shape[1]
     if is_linear:
         args = extras.get("model_args")
-        config = nanogpt.config_of(args, where) if isinstance(args, Mapping) else _beside(path)
-        return Checkpoint(where, nanogpt.LAYOUT, named, config, path)
+        if isinstance(args, Mapping):
+            return Checkpoint(where, nanogpt.LAYOUT, named, nanogpt.config_of(args, where), path)
+        theirs = any(name.removeprefix("_orig_mod.").startswith("transformer.") for name in tensors)
+        return Checkpoint(where, nanogpt.LAYOUT if theirs else nanogpt.OURS, named, _beside(path), path)
     config = _beside(path)
     if ours and config is None:
         raise GptfastError(f"{where} is a model with banded attention; its config.json must lie beside it")
