@@ -10,7 +10,7 @@ from gptfast.kernels import reference
 from rule import assert_as_good_as_torch, gradients
 from torch.nn import functional as F
 
-from gptfast import ops
+from gptfast import aten, ops
 
 SHAPES = [(1, 1), (3, 3), (64, 1), (113, 203), (239, 1), (128, 257)]
 
@@ -31,6 +31,31 @@ def test_causal_attention_and_its_gradients(T, window, dtype):
     ref = gradients(lambda *x: reference.causal_attention(*x, window=window), q.double(), k.double(), v.double())
     for triple in zip(ours, theirs, ref, strict=True):
         assert_as_good_as_torch(*triple)
+
+
+@pytest.mark.parametrize("scores", [0, 10**9], ids=["one by one", "masked"])
+@pytest.mark.parametrize(("T", "window"), [(7, None), (70, None), (70, 5), (520, None)])
+def test_causal_attention_of_documents_and_its_gradients(T, window, scores, monkeypatch):
+    """Documents of any length, none and across rows among them; the last row is one, and at 520 the first too."""
+    monkeypatch.setattr(aten, "SCORES_A_CALL", scores)
+    torch.manual_seed(0)
+    ends = [0, 0, 1, 3, T // 2, T // 2, T + 2, T + 4, 2 * T, 3 * T] if T < 512 else [0, T, T + 220, 3 * T]
+    cuts = torch.tensor(ends, dtype=torch.int32)
+    q, k, v = torch.randn(3, T, 3, 2, 16).unbind(2)
+    options = {"window": window, "cu_seqlens": cuts}
+    mask = reference.attention_mask(T, T, B=3, **options)[:, None]
+
+    def torchs(*x):
+        return F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in x), attn_mask=mask).transpose(1, 2)
+
+    ours = gradients(lambda *x: ops.causal_attention(*x, **options), q, k, v)
+    ref = gradients(lambda *x: reference.causal_attention(*x, **options), q.double(), k.double(), v.double())
+    for triple in zip(ours, gradients(torchs, q, k, v), ref, strict=True):
+        assert_as_good_as_torch(*triple)
+    bounds = ops.document_bounds(cuts, 3, T)
+    assert torch.equal(
+        ops.causal_attention(q, k, v, window=window, cu_seqlens=bounds), ops.causal_attention(q, k, v, **options)
+    )
 
 
 def test_fewer_queries_than_keys_align_at_the_bottom_right():

@@ -155,6 +155,8 @@ def export(model: GPT, layout: Layout, biases: bool) -> dict[str, Tensor]:
     zeros.
     """
     state = dict(model.state_dict())
+    if any(name.endswith(("lora_A", "lora_B")) for name in state):
+        raise GptfastError("the model has LoRA layers, which no layout has; merge_lora(model) first, or save_lora")
     if biases:
         for name in sorted(_biases(model.config) - set(state)):
             weight = state[name.removesuffix("bias") + "weight"]
