@@ -17,7 +17,14 @@ COMMANDS = {  # the module, or module:function where it is not `main`
     "tokenizer count": ("gptfast.tokenizer.cli:count", "how many tokens texts have"),
     "tokenizer bench": ("gptfast.tokenizer.bench", "how fast a text is encoded, beside other tokenizers"),
     "pretrain": ("gptfast.pretrain", "train a GPT on prepared tokens"),
+    "finetune-classifier": ("gptfast.finetune.classifier_cli", "train a text classifier on labelled text"),
+    "finetune-instruct": ("gptfast.finetune.instruct", "teach a pretrained GPT to follow instructions"),
+    "finetune-dpo": ("gptfast.finetune.dpo", "teach it which of two responses is preferred"),
+    "classify": ("gptfast.finetune.classify_cli", "classify texts with a trained classifier"),
+    "evaluate": ("gptfast.evaluate.cli", "how good a model is: perplexity, HellaSwag, LAMBADA, few-shot, a judge"),
     "generate": ("gptfast.generate", "continue a prompt with a trained model"),
+    "chat": ("gptfast.chat", "talk to a trained model in the terminal"),
+    "serve": ("gptfast.serve.command", "OpenAI's HTTP interface and a chat page for a trained model"),
     "weights convert": ("gptfast.weights.cli:convert", "write weights for transformers, nanoGPT or the book"),
     "weights inspect": ("gptfast.weights.cli:inspect", "what weights are, tensor by tensor"),
     "weights download": ("gptfast.weights.cli:download", "OpenAI's GPT-2, by size"),
@@ -26,15 +33,17 @@ COMMANDS = {  # the module, or module:function where it is not `main`
 }
 
 
-def usage() -> str:
+def usage(group: str = "") -> str:
+    """All commands, or those of a group: "weights" of "weights convert"."""
+    command = f"{group} <command>" if group else "<command>"
     lines = [
         f"gptfast {__version__}: the GPT-2 path in PyTorch, from raw text to a trained model",
         "",
-        "usage: gptfast <command> [flags]",
+        f"usage: gptfast {command} [flags]",
         "",
     ]
-    lines += [f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join([*lines, "", "`gptfast <command> --help` lists its flags."])
+    lines += [f"  {name:<21}{text}" for name, (_, text) in COMMANDS.items() if not group or name.split()[0] == group]
+    return "\n".join([*lines, "", f"`gptfast {command} --help` lists its flags."])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,14 +70,17 @@ def main(argv: list[str] | None = None) -> int:
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr)
                 return 130
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
+    group = args[0] if args and any(name.startswith(f"{args[0]} ") for name in COMMANDS) else ""
+    rest = args[1:] if group else args
+    if not rest or rest[0] in ("-h", "--help", "help"):
+        print(usage(group))
         return 0
     import difflib
 
+    said = " ".join(args[:2] if group else args[:1])
     near = difflib.get_close_matches(" ".join(args[:2]), COMMANDS, n=1, cutoff=0.4)
     hint = f"; did you mean `gptfast {near[0]}`?" if near else ""
-    print(f"error: no command {args[0]!r}{hint}\n\n{usage()}", file=sys.stderr)
+    print(f"error: no command {said!r}{hint}\n\n{usage(group)}", file=sys.stderr)
     return 2
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ def decoder_for(model: GPT, rows: int) -> Iterator[Decoder]:
     del kept  # its memory, before the next one's
     decoder = decoder or Decoder(model, rows)
     yield decoder
-    decoder.model = weakref.proxy(model)  # what the dictionary holds must not hold its key
+    decoder.model = cast(GPT, weakref.proxy(model))  # what the dictionary holds must not hold its key
     _kept[model] = what, decoder
 
 

@@ -97,7 +97,8 @@ class Attention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             y = ops.causal_attention_qkvpacked(qkv, dropout_p=dropout, window=self.window, cu_seqlens=cu_seqlens)
         else:
-            y = cache.attend(self.layer, *qkv.unbind(2), self.window)  # [B, T, H, D], in place
+            q, k, v = qkv.unbind(2)  # [B, T, H, D], in place
+            y = cache.attend(self.layer, q, k, v, self.window)
         return self.c_proj(y.reshape(B, T, C))
 
 
