@@ -22,6 +22,8 @@ struct StepKernels {
     // scores [last] is scratch memory, y [D] the result.
     void (*attend)(const float* q, const void* keys, const void* values, std::int64_t at, std::int64_t stride,
                    std::int64_t first, std::int64_t last, std::int64_t D, float* scores, float* y);
+    // GELU of x [n] in place, in its form with tanh.
+    void (*gelu)(float* x, std::int64_t n);
 };
 
 const StepKernels& step_kernels_portable(bool bfloat16);

@@ -20,9 +20,8 @@ Range part(std::int64_t count, const Member& member) {
     return {std::min(count, tiles * i / n * 4), std::min(count, tiles * (i + 1) / n * 4)};
 }
 
-float gelu(float x, bool exact) {
-    if (exact) return 0.5f * x * (1 + std::erf(x * 0.70710678f));
-    return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+void exact_gelu(float* x, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) x[i] *= 0.5f * (1 + std::erf(x[i] * 0.70710678f));
 }
 
 // What one step needs beside the model. x: the residual stream.
@@ -61,11 +60,9 @@ struct Step {
             member.meet();
             norm(block.ln_2);
             const Range mine = linear(block.c_fc, normed, C, model.hidden, false, hidden.data());
+            const auto gelu = model.exact_gelu ? exact_gelu : kernels.gelu;
             for (std::int64_t i = 0; i < n; ++i)
-                for (std::int64_t j = mine.first; j < mine.last; ++j) {
-                    float& h = hidden[static_cast<std::size_t>(i * model.hidden + j)];
-                    h = gelu(h, model.exact_gelu);
-                }
+                gelu(hidden.data() + i * model.hidden + mine.first, mine.last - mine.first);
             member.meet();
             linear(block.mlp_proj, hidden.data(), model.hidden, C, true, x.data());
             member.meet();
