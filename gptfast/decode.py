@@ -7,6 +7,10 @@ recorded once in a CUDA graph. What either does not know (a hook, an adapter, an
 
 from __future__ import annotations
 
+import functools
+import os
+import platform
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +24,8 @@ from .errors import GptfastError
 from .model import GPT, MLP, Attention, Block, KVCache, LayerNorm, RowCache
 from .modules import untouched
 
+# Without a processor's wide vectors the C++ step is right for one row only: at four it takes longer than PyTorch's.
+VECTORS = platform.machine() in ("x86_64", "AMD64")
 PLAIN = {GPT, Block, Attention, MLP, LayerNorm, nn.Embedding, nn.Linear, nn.ModuleList}
 
 
@@ -33,19 +39,25 @@ class Decoder:
     def __init__(self, model: GPT, rows: int) -> None:
         if model.training:
             raise GptfastError("the model is in training mode; call model.eval() first")
-        cache = KVCache.empty(model, rows)
         self.model, self.context = model, model.config.context_length
-        self.device = cache.k.device
+        self.weights = list(model.parameters())  # kept, so that no address outlives its memory
+        self.places = [w.data_ptr() for w in self.weights]
         self.lengths = [0] * rows  # tokens that each row holds
         self.stale = True  # cache.position does not follow from the last step
-        self.cache = RowCache(cache.k, cache.v, torch.zeros(rows, dtype=torch.int64, device=self.device))
+        with torch.inference_mode(False):  # a decoder that is kept serves in any mode
+            cache = KVCache.empty(model, rows)
+            self.device = cache.k.device
+            self.cache = RowCache(cache.k, cache.v, torch.zeros(rows, dtype=torch.int64, device=self.device))
         self.cpu_step = _cpu_step(model)
-        self.graph = _Graph(model, self.cache) if self.device.type == "cuda" and _plain(model) else None
+        self.records = self.device.type == "cuda" and _plain(model)
+        self.graph: _Graph | None = None  # recorded by the first step: a text of one token needs none
 
     @torch.no_grad()
     def prefill(self, idx: Tensor, row: int = 0) -> Tensor:
         """Begin rows `row`, `row` + 1 ... anew with idx int64 [n, T]; logits [n, V] of what follows."""
         n, T = idx.shape
+        if not 0 <= row <= len(self.lengths) - n:
+            raise GptfastError(f"rows {row} to {row + n - 1} are not all among the {len(self.lengths)} of this decoder")
         rows = slice(row, row + n)
         x = self.model.hidden(idx, cache=KVCache(self.cache.k[:, rows], self.cache.v[:, rows]))
         self.lengths[rows] = [T] * n
@@ -58,11 +70,16 @@ class Decoder:
         written anew by the next step.
         """
         chosen = range(len(self.lengths)) if rows is None else rows
+        if len(set(chosen)) != len(tokens) or len(chosen) != len(tokens):
+            raise GptfastError(f"{len(tokens)} tokens for rows {list(chosen)}; give each row one, and each once")
         full = [row for row in chosen if self.lengths[row] >= self.context]
         if full:
             raise GptfastError(f"row {full[0]} is full: it holds the model's whole context of {self.context} tokens")
-        if self.cpu_step:
-            logits = torch.empty(len(tokens), self.model.lm_head.out_features)
+        if [w.data_ptr() for w in self.weights] != self.places:
+            raise GptfastError("the model's weights were moved or replaced; begin its texts anew, with a new Decoder")
+        if self.cpu_step and (VECTORS or len(chosen) == 1):
+            self.stale = True
+            logits = torch.empty(len(tokens), len(self.model.lm_head.weight), dtype=torch.float32, device="cpu")
             k, v = self.cache.k, self.cache.v  # [L, rows, context, H, D]
             places = [self.lengths[row] for row in chosen]
             self.cpu_step.run(
@@ -76,30 +93,53 @@ class Decoder:
 
     def _whole_step(self, tokens: Tensor, rows: Sequence[int] | None) -> Tensor:
         """A step of all rows; those that are not asked for are not advanced."""
+        if self.records and self.graph is None:
+            self._place()
+            self.graph = _Graph(self.model, self.cache)  # which moves cache.position
+            self.stale = True
         if self.stale:
-            places = [min(length, self.context - 1) for length in self.lengths]
-            self.cache.position.copy_(torch.tensor(places))
-        self.stale = rows is not None
+            self._place()
+        self.stale = True  # also if this step fails
         run = self.graph.step if self.graph else lambda every: self.model.step(every, self.cache)
         if rows is None:
-            return run(tokens)
-        chosen = torch.tensor(rows, device=self.device)
+            logits = run(tokens)
+            self.stale = False
+            return logits
+        chosen = torch.tensor(rows, dtype=torch.int64, device=self.device)
         return run(tokens.new_zeros(len(self.lengths)).index_copy(0, chosen, tokens))[chosen]
+
+    def _place(self) -> None:
+        """cache.position from the lengths; a full row, which no step asks for, stays inside the cache."""
+        self.cache.position.copy_(torch.tensor([min(n, self.context - 1) for n in self.lengths], dtype=torch.int64))
+
+
+_recording = threading.Lock()  # a process records one graph at a time
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One a device: each stream that a graph is recorded on keeps a workspace of cuBLAS."""
+    return torch.cuda.Stream(device)
 
 
 class _Graph:
-    """`GPT.step` on these rows as a CUDA graph."""
+    """`GPT.step` on these rows as a CUDA graph. To record it writes into the place of each row's next token, and moves
+    cache.position.
+    """
 
     def __init__(self, model: GPT, cache: RowCache) -> None:
-        self.tokens = torch.zeros(len(cache.position), dtype=torch.int64, device=cache.position.device)
-        side = torch.cuda.Stream(self.tokens.device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(side):
-            model.step(self.tokens, cache)  # compiles and allocates what the recording must not
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.logits = model.step(self.tokens, cache)
+        device = cache.position.device
+        with _recording, torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
+            self.tokens = torch.zeros(len(cache.position), dtype=torch.int64, device=device)
+            side = _side_stream(device)
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                model.step(self.tokens, cache)  # compiles and allocates what the recording must not
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            # Other threads may use the GPU meanwhile: a server's, a data loader's.
+            with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
+                self.logits = model.step(self.tokens, cache)
 
     def step(self, tokens: Tensor) -> Tensor:
         self.tokens.copy_(tokens)
@@ -123,16 +163,47 @@ def decoder_for(model: GPT, rows: int) -> Iterator[Decoder]:
     decoder = kept[1] if kept and kept[0] == what else None
     del kept  # its memory, before the next one's
     decoder = decoder or Decoder(model, rows)
-    yield decoder
-    decoder.model = cast(GPT, weakref.proxy(model))  # what the dictionary holds must not hold its key
-    _kept[model] = what, decoder
+    try:
+        yield decoder
+    finally:  # also when the text is left half-made
+        if decoder.graph:
+            decoder.model = cast(GPT, weakref.proxy(model))  # what the dictionary holds must not hold its key
+            _kept[model] = what, decoder
+
+
+def _cores() -> int:
+    """That this process may use: more threads would wait for each other at every layer."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(model: GPT) -> bool:
     """Whether the model computes what its class says, in its weights' dtype, and nothing else."""
     if torch.is_autocast_enabled(next(model.parameters()).device.type):
         return False
-    return all(type(module) in PLAIN and untouched(module) for module in model.modules())
+    return all(type(m) in PLAIN and untouched(m) for m in model.modules()) and _as_configured(model)
+
+
+def _as_configured(model: GPT) -> bool:
+    """Whether shapes and settings are still those of model.config: no layer was dropped, no matrix was pruned."""
+    c, C, V = model.config, model.config.n_embd, len(model.wte.weight)
+    if len(model.h) != c.n_layer:
+        return False
+    approximate = "none" if c.activation == "gelu" else "tanh"
+    shapes: dict[Any, tuple[int, ...]] = {
+        model.wte: (V, C),
+        model.lm_head: (V, C),
+        model.wpe: (c.context_length, C),
+        model.ln_f: (C,),
+    }
+    blocks: Any = model.h
+    for layer, b in enumerate(blocks):
+        settings = (b.attn.layer, b.attn.heads, b.attn.window, b.mlp.approximate)
+        if settings != (layer, c.n_head, c.windows[layer], approximate):
+            return False
+        shapes |= {b.ln_1: (C,), b.ln_2: (C,), b.attn.c_attn: (3 * C, C), b.attn.c_proj: (C, C)}
+        shapes |= {b.mlp.c_fc: (4 * C, C), b.mlp.c_proj: (C, 4 * C)}
+    same = all(tuple(m.weight.shape) == shape for m, shape in shapes.items())
+    return same and all(m.eps == c.layer_norm_eps for m in shapes if type(m) is LayerNorm)
 
 
 def _cpu_step(model: GPT) -> Any:
@@ -156,5 +227,5 @@ def _cpu_step(model: GPT) -> Any:
         vocab=len(model.wte.weight), context=c.context_length, heads=c.n_head, width=c.n_embd, hidden=4 * c.n_embd,
         outer=[model.wte.weight.data_ptr(), model.wpe.weight.data_ptr(), *addresses(model.ln_f, model.lm_head)[:3]],
         blocks=[addresses(b.ln_1, b.attn.c_attn, b.attn.c_proj, b.ln_2, b.mlp.c_fc, b.mlp.c_proj) for b in model.h],
-        windows=[window or 0 for window in c.windows], threads=torch.get_num_threads(),
+        windows=[window or 0 for window in c.windows], threads=min(torch.get_num_threads(), _cores()),
     )  # fmt: skip

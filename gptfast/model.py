@@ -60,8 +60,8 @@ class RowCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """Store k and v [B, 1, H, D] at each row's position; attention of q to the keys up to it, [B, 1, H, D]."""
-        self.k[layer].index_put_((self.rows, self.position), k[:, 0])
-        self.v[layer].index_put_((self.rows, self.position), v[:, 0])
+        self.k[layer].index_put_((self.rows, self.position), k[:, 0].to(self.k.dtype))
+        self.v[layer].index_put_((self.rows, self.position), v[:, 0].to(self.v.dtype))
         return ops.decode_attention(q, self.k[layer], self.v[layer], self.lengths, window=window)
 
 

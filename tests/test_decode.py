@@ -135,8 +135,97 @@ def test_what_the_step_does_not_know_runs_the_model(change):
 
 
 def test_autocast_runs_the_model():
+    model = make()
     with torch.autocast("cpu", torch.bfloat16):
-        assert Decoder(make(), 1).cpu_step is None
+        assert Decoder(model, 1).cpu_step is None
+        assert model.generate(torch.zeros(1, 2, dtype=torch.long), 5).shape == (1, 7)
+
+
+def narrower(model):
+    model.h[1].mlp.c_fc, model.h[1].mlp.c_proj = nn.Linear(48, 96), nn.Linear(96, 48)
+
+
+def shorter(model):
+    del model.h[0]
+
+
+def longer(model):
+    model.h.append(model.h[0])
+
+
+def fewer_positions(model):
+    model.wpe = nn.Embedding(8, 48)
+
+
+def another_window(model):
+    model.h[1].attn.window = 3
+
+
+def another_eps(model):
+    model.ln_f.eps = 0.3
+
+
+@pytest.mark.parametrize("change", [narrower, shorter, longer, fewer_positions, another_window, another_eps])
+def test_a_model_that_is_no_longer_its_config_runs_itself(change):
+    model = make()
+    change(model.eval())
+    assert Decoder(model, 1).cpu_step is None
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_does_not_matter(default):
+    model = make()
+    want = model.generate(torch.zeros(2, 2, dtype=torch.long), 8, temperature=0)
+    try:
+        torch.set_default_dtype(default)
+        got = model.generate(torch.zeros(2, 2, dtype=torch.long), 8, temperature=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, want)
+
+
+def moved(model):
+    model.to(torch.bfloat16)
+
+
+def assigned(model):
+    model.h[0].ln_1.weight.data = torch.ones(48)
+
+
+@pytest.mark.parametrize("change", [moved, assigned])
+def test_weights_that_move_while_a_text_is_made_are_refused(change):
+    model = make()
+    text = stream(model, torch.zeros(1, 2, dtype=torch.long), 8)
+    next(text), next(text)
+    change(model)
+    with pytest.raises(gptfast.GptfastError, match="moved"):
+        next(text)
+
+
+def test_rows_that_cannot_be_are_refused():
+    decoder = Decoder(make(), 2)
+    decoder.prefill(torch.zeros(2, 3, dtype=torch.long))
+    for row in (-1, 2):
+        with pytest.raises(gptfast.GptfastError, match="not all among"):
+            decoder.prefill(torch.zeros(1, 3, dtype=torch.long), row)
+    for rows in ([0, 0], [0], [0, 1, 1]):
+        with pytest.raises(gptfast.GptfastError, match="each once"):
+            decoder.step(torch.zeros(2, dtype=torch.long), rows)
+    decoder.cpu_step = None
+    assert decoder.step(torch.zeros(0, dtype=torch.long), []).shape == (0, 97)
+
+
+@torch.no_grad()
+def test_a_row_begun_between_steps_of_all_rows():
+    model = make()
+    decoder = Decoder(model, 2)
+    decoder.cpu_step = None
+    decoder.prefill(torch.tensor([[1, 2], [3, 4]]))
+    decoder.step(torch.tensor([5, 6]))
+    decoder.prefill(torch.tensor([[7, 8, 9, 10, 11]]), 0)
+    got = decoder.step(torch.tensor([12, 13]))
+    for row, text in ((0, [7, 8, 9, 10, 11, 12]), (1, [3, 4, 6, 13])):
+        torch.testing.assert_close(got[row], model(torch.tensor([text]))[0, -1], atol=2e-5, rtol=1e-4)
 
 
 def test_a_hook_is_heard_while_text_is_generated():
@@ -189,7 +278,7 @@ def test_a_graph_gives_what_the_model_gives(dtype):
         if dtype is torch.float32:
             assert torch.equal(got, want)
     with decoder_for(model, 2) as one, decoder_for(model, 2) as other:
-        assert one is not other and one.graph is not None
+        assert one is not other and one.graph is not None and other.graph is None
     with torch.no_grad():
         decoder = Decoder(model, 3)
         decoder.prefill(idx[:1], 1)

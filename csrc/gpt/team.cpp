@@ -85,6 +85,7 @@ void run_team(int threads, const std::function<void(const Member&)>& work) {
     // How many there are must be known before one begins: the system may have fewer.
     std::atomic<int> count{0};
     std::vector<std::thread> helpers;
+    helpers.reserve(static_cast<std::size_t>(threads));
     for (int i = 1; i < threads; ++i) {
         try {
             helpers.emplace_back([&, i] {
