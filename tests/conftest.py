@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ if not torch.cuda.is_available():  # before Triton is imported: kernels run in i
     os.environ.setdefault("TRITON_INTERPRET", "1")
 if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken").is_dir():
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to a job in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _cache = tempfile.TemporaryDirectory(prefix="gptfast-cache-")  # not the user's; removed when the process ends
 os.environ["GPTFAST_CACHE_DIR"] = _cache.name
 

@@ -43,13 +43,13 @@ PLAIN = SimpleNamespace(
     causal_attention_qkvpacked=plain_attention,
     layer_norm=lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], w, b, eps),
     add_layer_norm=lambda x, r, w, b, eps, p: (F.layer_norm(r + x, x.shape[-1:], w, b, eps), r + x),
-    linear_gelu=lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"),
+    linear_gelu=lambda x, w, b, how: F.gelu(F.linear(x, w, b), approximate=how),
     embedding=lambda idx, wte, wpe, p, start: F.embedding(idx, wte) + wpe[: idx.shape[1]],
     linear_cross_entropy=lambda x, w, t: F.cross_entropy((x @ w.T).float(), t),
 )
 REFERENCE = SimpleNamespace(
     **{name: getattr(reference, name) for name in vars(PLAIN) if name != "linear_gelu"},
-    linear_gelu=lambda x, w, b: reference.bias_gelu(F.linear(x, w), b),
+    linear_gelu=lambda x, w, b, how: reference.bias_gelu(F.linear(x, w), b, how),
 )
 
 

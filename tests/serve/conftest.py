@@ -32,11 +32,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     return script
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def port(assistant: Assistant) -> Iterator[int]:
     pytest.importorskip("fastapi", reason="the server needs fastapi (the extra `serve`)")
     from gptfast.serve.app import make_app
 
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small only wait for each other's threads
     with serving(make_app(assistant, rows=8, waiting=64)) as port:
         yield port
+    torch.set_num_threads(before)
