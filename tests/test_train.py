@@ -143,7 +143,8 @@ def test_kill_during_a_checkpoint_write_loses_no_whole_checkpoint(tokens, whole,
     run = tmp_path / "run"
     command = ["pretrain", "--data", str(tokens), "--out", str(run), *QUICK, *WHOLE]
     script = f"""
-import os, signal
+import os, signal, torch
+torch.set_num_threads({torch.get_num_threads()})  # which also decides how sums are divided
 from gptfast import checkpoint
 whole, count = checkpoint.write_safetensors, 0
 def write(path, tensors):
