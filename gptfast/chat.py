@@ -15,9 +15,9 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from .assistant import Assistant, load_assistant
 from .errors import GptfastError
 from .files import atomic_write
-from .serve.assistant import Assistant, load_assistant
 from .serve.engine import Engine, Event, Generation, Sampling
 
 HELP = '''/reset        begin a new conversation

@@ -25,6 +25,8 @@ from .files import fsync_folder, read_json, write_json
 from .model import GPT
 from .weights.tensors import write_safetensors
 
+BEST = "best"  # the folder of a fine-tuning run with its best model
+
 
 def checkpoints(run: Path) -> dict[int, Path]:
     """The whole checkpoints of a run by step, in order; none for what is no run."""
@@ -33,8 +35,8 @@ def checkpoints(run: Path) -> dict[int, Path]:
 
 
 def find_checkpoint(path: Path, which: str = "best") -> Path:
-    """What `path` means to `load_weights`: of a run its checkpoint "best", "last" or of a step; else itself, which may
-    be any file or folder of weights, or a name on the Hugging Face hub.
+    """What `path` means to `load_weights`: of a run of `pretrain` its checkpoint "best", "last" or of a step; of a
+    fine-tuning run best/; else itself, which may be any file or folder of weights, or a name on the Hugging Face hub.
     """
     try:
         found = {} if (path / "model.safetensors").is_file() else checkpoints(path)
@@ -43,7 +45,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
     if not found:
         if which != "best":
             raise GptfastError(f"{path} is no run with checkpoints, so there is no {which!r} to choose")
-        return path
+        return path / BEST if (path / BEST / "config.json").is_file() else path
     last = found[max(found)]
     if which == "best" and (state := read_state(last)) and state["best"] and state["best"]["step"] in found:
         return found[state["best"]["step"]]

@@ -1,8 +1,7 @@
-"""Sampling from a model, token by token, and `gptfast generate`."""
+"""`gptfast generate`: a prompt continued by a trained model."""
 
 from __future__ import annotations
 
-import codecs
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,114 +10,10 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import Tensor
 
-from .decode import decoder_for
 from .errors import GptfastError
 from .model import GPT
-
-
-def probabilities(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """The distribution fp32 [B, V] that a token is drawn from, given logits [B, V]; temperature above 0."""
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    p = logits.softmax(-1)
-    if top_p is not None and top_p < 1:
-        ordered, order = p.topk(min(256, p.shape[-1]))  # enough as a rule, and a tenth of the time of sorting all
-        if bool((ordered.sum(-1) < top_p).any()):
-            ordered, order = p.sort(descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # the mass before this token already reaches p
-        beyond[:, 0] = False  # also for a top_p that fp32 rounds to 0
-        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(beyond, 0))
-        p /= p.sum(-1, keepdim=True)
-    return p
-
-
-def sample(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """One token id int64 [B] from logits [B, V]; see `GPT.generate`."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial(probabilities(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
-
-
-@torch.no_grad()
-def stream(
-    model: GPT,
-    idx: Tensor,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos_id: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Yield one new token int64 [B] a step; arguments as in `GPT.generate`.
-
-    Inside the context each step feeds one token to the KV cache. Past it every position changes with the window, so
-    each step runs the last context_length tokens anew: exact, and that much slower.
-    """
-    if idx.dim() != 2 or idx.shape[1] == 0:
-        raise GptfastError(
-            f"the prompt has shape {list(idx.shape)}; give token ids [B, T] with at least one token a row"
-        )
-    limits = {
-        "max_new_tokens": (max_new_tokens, max_new_tokens >= 0, "at least 0"),
-        "temperature": (temperature, temperature >= 0, "at least 0"),
-        "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
-        "top_p": (top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
-    }
-    for name, (value, good, limit) in limits.items():
-        if not good:
-            raise GptfastError(f"cannot sample with {name} = {value}; it must be {limit}")
-    context = model.config.context_length
-    was_training = model.training
-    model.eval()
-    try:
-        with decoder_for(model, idx.shape[0]) as decoder:
-            tokens = [idx]
-            ended = torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)
-            for length in range(idx.shape[1], idx.shape[1] + max_new_tokens):
-                if length > context:
-                    tokens = [torch.cat(tokens, dim=1)[:, -context:]]
-                    logits = model.lm_head(model.hidden(tokens[0])[:, -1])
-                elif length == idx.shape[1]:
-                    logits = decoder.prefill(idx)
-                else:
-                    logits = decoder.step(tokens[-1][:, 0])
-                token = sample(logits, temperature, top_k, top_p, generator)
-                if eos_id is not None:
-                    token = token.masked_fill(ended, eos_id)
-                    ended |= token == eos_id
-                yield token
-                tokens.append(token[:, None])
-                if eos_id is not None and bool(ended.all()):
-                    return
-    finally:
-        model.train(was_training)
-
-
-def stream_text(model: GPT, encoding: Any, prompt: str, max_new_tokens: int, **sampling: Any) -> Iterator[str]:
-    """Yield the continuation of `prompt` as text, whole characters at a time; ends before the end-of-text token."""
-    ids = encoding.encode_ordinary(prompt) or [encoding.eot_token]
-    device = next(model.parameters()).device
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    idx = torch.tensor([ids], device=device)
-    for token in stream(model, idx, max_new_tokens, eos_id=encoding.eot_token, **sampling):
-        if int(token) >= encoding.n_vocab:  # a padded vocabulary has ids that are no token
-            continue
-        if int(token) == encoding.eot_token:
-            break
-        yield decoder.decode(encoding.decode_bytes([int(token)]))
-    yield decoder.decode(b"", final=True)
+from .sampling import stream_text
 
 
 @dataclass(frozen=True)
@@ -147,30 +42,33 @@ class GenerateConfig:
     """auto, cpu, cuda, mps."""
 
 
-def load_for_generation(config: GenerateConfig) -> tuple[GPT, Any]:
+def load_for_generation(
+    source: Path, checkpoint: str = "best", encoding: str | None = None, device: str = "auto"
+) -> tuple[GPT, Any]:
+    """The model in eval mode and its tokenizer; the arguments are those of GenerateConfig."""
     from .checkpoint import find_checkpoint, read_state
     from .data.tokens import VOCABULARY
     from .machine import choose_device
     from .tokenizer import get_encoding
 
-    folder = find_checkpoint(config.run, config.checkpoint)
-    model = GPT.from_pretrained(folder.as_posix()).to(choose_device(config.device)).eval()  # or a name on the hub
+    folder = find_checkpoint(source, checkpoint)
+    model = GPT.from_pretrained(folder.as_posix()).to(choose_device(device)).eval()  # or a name on the hub
     state = read_state(folder)
-    name = config.encoding or (state["encoding"] if state else None)
+    name = encoding or (state["encoding"] if state else None)
     if name is None:
         if model.config.vocab_size not in (50257, 50304):
             raise GptfastError(f"{folder} does not name its tokenizer; pass --encoding")
         name = "gpt2"
-    if name == VOCABULARY and config.encoding is None:  # a vocabulary that is not published lies in the run's folder
+    if name == VOCABULARY and encoding is None:  # a vocabulary that is not published lies in the run's folder
         found = [parent / VOCABULARY for parent in (folder, *folder.absolute().parents[:3])]
         name = str(next((path for path in found if path.is_file()), found[0]))
-    encoding = get_encoding(name)
-    if encoding.n_vocab > model.config.vocab_size:
+    tokenizer = get_encoding(name)
+    if tokenizer.n_vocab > model.config.vocab_size:
         raise GptfastError(
-            f"the encoding {name!r} has {encoding.n_vocab:,} tokens, the model {model.config.vocab_size:,}; "
+            f"the encoding {name!r} has {tokenizer.n_vocab:,} tokens, the model {model.config.vocab_size:,}; "
             "pass its own --encoding"
         )
-    return model, encoding
+    return model, tokenizer
 
 
 def _batches(ids: Sequence[list[int]]) -> Iterator[list[int]]:
@@ -185,7 +83,7 @@ def main(argv: list[str]) -> None:
         raise GptfastError("--prompt names no text; give at least one, or leave it out")
     if not 0 <= config.seed < 2**63:
         raise GptfastError(f"--seed is {config.seed}; it must be at least 0 and below 2**63")
-    model, encoding = load_for_generation(config)
+    model, encoding = load_for_generation(config.run, config.checkpoint, config.encoding, config.device)
     sampling: dict[str, Any] = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     ids = [encoding.encode_ordinary(p) or [encoding.eot_token] for p in config.prompt]
     longest, context = max(map(len, ids)), model.config.context_length

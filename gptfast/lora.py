@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from .errors import GptfastError
 from .files import atomic_path, make_folder, read_json, write_json
 from .model import GPT
+from .weights.tensors import write_safetensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model.transformer."  # what PEFT puts before the names of transformers' GPT2LMHeadModel
@@ -172,8 +173,6 @@ def save_lora(model: nn.Module, folder: str | Path, base: str = "") -> None:
     base: what they belong on, a folder or a name on the hub. Names are those of the GPT; what else `model` has, such as
     a classification head, is not written. Raises GptfastError for a model without LoRA.
     """
-    from safetensors.torch import save_file
-
     layers = dict(_layers(model))
     if not layers:
         raise GptfastError("the model has no LoRA layers to save; add_lora(model, LoRAConfig()) first")
@@ -181,8 +180,8 @@ def save_lora(model: nn.Module, folder: str | Path, base: str = "") -> None:
     rank = first.lora_A.shape[0]
     tensors = {}
     for name, layer in layers.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().contiguous()
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
         "lora_alpha": first.scale * rank, "lora_dropout": first.dropout, "bias": "none", "inference_mode": True,
@@ -190,7 +189,7 @@ def save_lora(model: nn.Module, folder: str | Path, base: str = "") -> None:
     }  # fmt: skip
     make_folder(Path(folder))
     with atomic_path(Path(folder) / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        write_safetensors(temporary, tensors, {"format": "pt"})
     write_json(Path(folder) / CONFIG, config)
 
 

@@ -243,7 +243,7 @@ class GPT(nn.Module):
         p (Holtzman et al. 2020). After `eos_id` a row is filled with it, and all stop when every row has ended. Past
         the context the window slides: each further token sees the last context_length tokens.
         """
-        from .generate import stream
+        from .sampling import stream
 
         new = list(stream(self, idx, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
         return torch.cat([idx, *(token[:, None] for token in new)], dim=1)

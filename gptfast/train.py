@@ -18,12 +18,12 @@ from .data import Loader, Sampler, SlidingWindow, TokenSet
 from .display import Display
 from .errors import GptfastError
 from .files import atomic_write
-from .generate import stream_text
 from .machine import matmul_rate
 from .model import GPT
 from .optim import adamw, learning_rate
 from .precision import ComputeCopy, Precision, keep_memory
 from .report import Metrics, plot_losses
+from .sampling import stream_text
 
 if TYPE_CHECKING:
     from .pretrain import PretrainConfig

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import gptfast
+from gptfast.checkpoint import find_checkpoint
 from gptfast.cli import main
-from gptfast.generate import sample, stream
 from gptfast.model import KVCache
+from gptfast.sampling import sample, stream
 
 CONFIG = gptfast.GPTConfig(vocab_size=257, context_length=24, n_layer=2, n_head=2, n_embd=32)
 
@@ -20,6 +21,11 @@ def model():
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
+
+
+@pytest.fixture
+def command_line():
+    pytest.importorskip("tyro", reason="the command line needs tyro", exc_type=ImportError)
 
 
 @torch.no_grad()
@@ -107,6 +113,7 @@ def test_empty_prompt_is_refused(model):
         model.generate(torch.zeros(1, 0, dtype=torch.long), 1)
 
 
+@pytest.mark.usefixtures("command_line")
 def test_command_writes_one_or_several_texts(model, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     flags = ["generate", str(tmp_path), "--encoding", "bytes", "--max-new-tokens", "8", "--device", "cpu"]
@@ -122,17 +129,27 @@ def test_command_writes_one_or_several_texts(model, tmp_path, capsys):
     assert out == "".join(f"--- {n}\n{text}" for n, text in enumerate(single, 1))
 
 
+@pytest.mark.usefixtures("command_line")
 def test_command_says_when_the_window_slides(model, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     assert main(["generate", str(tmp_path), "--encoding", "bytes", "--max-new-tokens", "30", "--device", "cpu"]) == 0
     assert "the window slides" in capsys.readouterr().err
 
 
+def test_a_fine_tuning_run_means_its_best_model(model, tmp_path):
+    model.save_pretrained(tmp_path / "best")
+    assert find_checkpoint(tmp_path) == tmp_path / "best"
+    with pytest.raises(gptfast.GptfastError, match="no run with checkpoints"):
+        find_checkpoint(tmp_path, "last")
+
+
+@pytest.mark.usefixtures("command_line")
 def test_command_refuses_what_is_no_model(tmp_path, capsys):
     assert main(["generate", str(tmp_path / "nothing")]) == 2
     assert "there is no file or folder" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("command_line")
 def test_command_refuses_another_models_encoding(model, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     assert main(["generate", str(tmp_path)]) == 2

@@ -27,8 +27,8 @@ struct Member {
 // Runs work(member) on up to `threads` threads at once, the caller among them. The work must not throw.
 //
 // They are those of OpenMP where the process has loaded it, as it has with PyTorch: the thread that it has just used
-// spins for milliseconds in the hope of more work, and would hold a core that a thread of our own needs (GPT-2 124M in
-// bf16 on two cores: 15.0 ms a token so, docs/decisions.md).
+// spins for milliseconds in the hope of more work, and would hold a core that a thread of our own needs (15.0 ms a
+// token so, 10.5 with its own: docs/decisions.md).
 void run_team(int threads, const std::function<void(const Member&)>& work);
 
 }  // namespace gptfast

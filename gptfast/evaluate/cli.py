@@ -102,8 +102,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     from rich.console import Console
     from rich.table import Table
 
+    from ..assistant import load_assistant
     from ..files import write_json
-    from ..serve.assistant import load_assistant
     from .jobs import jobs
 
     assistant = load_assistant(config.run, config.checkpoint, config.encoding, config.device)

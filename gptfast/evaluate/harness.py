@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from ..assistant import load_assistant
 from ..errors import GptfastError
-from ..serve.assistant import load_assistant
+from ..sampling import stream_text
 from .loglikelihood import loglikelihoods, score
-from .responses import complete
 
 try:
     from lm_eval.api.model import LM
@@ -75,7 +75,9 @@ class GptfastLM(LM):
                 ids = self.encoding.encode_ordinary(prompt)[-(self.model.config.context_length - most) :]
                 temperature = float(wanted.get("temperature", 1.0)) if wanted.get("do_sample") else 0.0
                 stops = [until] if isinstance(until, str) else until
-                result.append(complete(self.model, self.encoding, ids, stops, most, temperature))
+                result.append(
+                    "".join(stream_text(self.model, self.encoding, ids, most, stops, temperature=temperature))
+                )
                 done(1)
         return result
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..assistant import Assistant
 from ..data.readers import find_inputs, read_pieces
 from ..errors import GptfastError
 from ..finetune.labelled import read_labelled
-from ..serve.assistant import Assistant
 from .comparison import SHARES, Splits, compare, make_splits, splits_of
 from .hellaswag import hellaswag, read_hellaswag
 from .judge import Judge

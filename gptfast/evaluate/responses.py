@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import GptfastError
 from ..finetune.instruct_data import every, read_examples
 from ..finetune.templates import Template, conversation
-from ..generate import stream
 from ..model import GPT
-from ..serve.text import TextStream
+from ..sampling import stream_text
 from .judge import Answer
 from .loglikelihood import OnDone
 
@@ -65,19 +62,4 @@ def respond(model: GPT, encoding: Any, template: Template, example: dict[str, An
             f"the prompt {prompt[:40]!r}... fills the model's context of {model.config.context_length} tokens; leave "
             "such examples out"
         )
-    return complete(model, encoding, ids, template.stops(), min(MAX_NEW_TOKENS, room))
-
-
-def complete(
-    model: GPT, encoding: Any, ids: Sequence[int], stops: Sequence[str], max_new_tokens: int, temperature: float = 0.0
-) -> str:
-    """What follows the tokens `ids`, up to end-of-text or the first of `stops`, which is left out."""
-    idx = torch.tensor([ids or [encoding.eot_token]], device=next(model.parameters()).device)
-    written = TextStream(stops)
-    text = ""
-    for token in stream(model, idx, max_new_tokens, temperature, eos_id=encoding.eot_token):
-        if int(token) == encoding.eot_token or written.stopped:
-            break
-        if int(token) < encoding.n_vocab:  # a padded vocabulary has ids that are no token
-            text += written.push(encoding.decode_bytes([int(token)]))
-    return text + written.push(b"", final=True)
+    return "".join(stream_text(model, encoding, ids, min(MAX_NEW_TOKENS, room), template.stops(), temperature=0))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import BEST, find_checkpoint
 from ..data.tokens import VOCABULARY
 from ..errors import GptfastError
 from ..files import atomic_path, make_folder, read_json, write_json
@@ -21,7 +22,6 @@ from ..weights.huggingface import config_values, to_hf
 from ..weights.source import find
 from ..weights.tensors import write_safetensors
 from .batches import Batch, Collate, batches, padded
-from .fit import BEST
 
 Layers = Literal["head", "last-block", "all", "lora"]
 STATE = "state.json"  # in a model folder, as in a checkpoint: the tokenizer's name and hash
@@ -149,9 +149,7 @@ class Classifier(nn.Module):
 
         Raises GptfastError for a folder that holds something else.
         """
-        folder = Path(folder)
-        if (folder / BEST / "config.json").is_file():
-            folder = folder / BEST
+        folder = find_checkpoint(Path(folder))
         advice = "give a run of `gptfast finetune-classifier` or its best/"
         if not (folder / "model.safetensors").is_file() or not (folder / "config.json").is_file():
             raise GptfastError(f"{folder} holds no classifier (no {BEST}/, no model); {advice}")

@@ -194,7 +194,7 @@ def _splits(config: ClassifierConfig, display: FitDisplay) -> dict[str, Labelled
 def _body(config: ClassifierConfig, train: Labelled) -> tuple[GPT, Encoding]:
     """The GPT to train, new or of --init, and its tokenizer."""
     from ..config import GPTConfig
-    from ..generate import GenerateConfig, load_for_generation
+    from ..generate import load_for_generation
     from ..model import GPT, Attention, LayerNorm
     from ..tokenizer import Encoding, get_encoding
 
@@ -206,8 +206,7 @@ def _body(config: ClassifierConfig, train: Labelled) -> tuple[GPT, Encoding]:
         names = ("n_layer", "n_head", "n_embd", "context_length", "dropout")
         changes = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
         return GPT(GPTConfig.preset(config.preset, vocab_size=encoding.n_vocab, **changes)), encoding
-    source = GenerateConfig(run=Path(config.init).expanduser(), encoding=config.encoding, device="cpu")
-    body, encoding = load_for_generation(source)
+    body, encoding = load_for_generation(Path(config.init).expanduser(), encoding=config.encoding, device="cpu")
     body.float()
     if config.dropout is not None:
         body.config = replace(body.config, dropout=config.dropout)  # refuses what is no probability

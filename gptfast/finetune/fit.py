@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import BEST
 from ..display import Display
 from ..errors import GptfastError
 from ..files import fsync_folder, make_folder
@@ -24,8 +25,6 @@ from ..optim import adamw, learning_rate
 from ..precision import ComputeCopy, choose, keep_memory
 from ..report import Metrics
 from ..train import stop_signals
-
-BEST = "best"  # the folder of a run with the best model so far
 
 
 @dataclass(frozen=True, kw_only=True)

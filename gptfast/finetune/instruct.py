@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ..checkpoint import BEST
 from ..errors import GptfastError
 from ..settings import parse
-from .fit import BEST, FitConfig
+from .fit import FitConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,7 +85,7 @@ class Start:
     def __init__(self, config: TuneConfig, display: FitDisplay) -> None:
         import torch
 
-        from ..generate import GenerateConfig, load_for_generation
+        from ..generate import load_for_generation
         from ..lora import LoRAConfig, add_lora
         from ..machine import choose_device
         from ..precision import choose
@@ -98,11 +99,8 @@ class Start:
         self.template: Template = Template.of(config.template)
         self.device = choose_device(config.device)
         source = Path(config.init).expanduser()
-        if (source / BEST / "model.safetensors").is_file():
-            source = source / BEST
-        loaded = load_for_generation(GenerateConfig(run=source, encoding=config.encoding, device="cpu"))
-        self.model: GPT = loaded[0].float().to(self.device)
-        self.encoding = loaded[1]
+        model, self.encoding = load_for_generation(source, encoding=config.encoding, device="cpu")
+        self.model: GPT = model.float().to(self.device)
         self.context = self.model.config.context_length
         if END_OF_TEXT not in self.encoding.special_tokens_set:
             raise GptfastError(f"the encoding {self.encoding.name!r} has no {END_OF_TEXT}, which ends each response")
@@ -193,17 +191,11 @@ class Start:
 
 def answer(model: GPT, encoding: Any, template: Template, example: Any, max_new_tokens: int) -> str:
     """The likeliest answer to an example, up to end-of-text, one of the template's stops, or the model's context."""
-    from ..generate import stream_text
+    from ..sampling import stream_text
 
-    prompt = template.prompt(example)
-    room = model.config.context_length - len(encoding.encode_ordinary(prompt))
-    text, stops = "", template.stops()
-    for piece in stream_text(model, encoding, prompt, max(0, min(max_new_tokens, room)), temperature=0):
-        text += piece
-        found = [at for at in map(text.find, stops) if at >= 0]
-        if found:
-            return text[: min(found)].strip()
-    return text.strip()
+    ids = encoding.encode_ordinary(template.prompt(example))
+    new = max(0, min(max_new_tokens, model.config.context_length - len(ids)))
+    return "".join(stream_text(model, encoding, ids, new, template.stops(), temperature=0)).strip()
 
 
 def run(config: InstructConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..data.readers import read_text
 from ..errors import GptfastError
 from ..model import GPT
 from .templates import Template
@@ -60,12 +61,7 @@ class Batch(NamedTuple):
 def read_examples(path: str | Path) -> list[dict[str, Any]]:
     """The objects in a .json or .jsonl file. Raises GptfastError that says which is none."""
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise GptfastError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except OSError as error:
-        raise GptfastError(f"cannot read {path}: {error.strerror}") from None
+    text = read_text(path)
     if path.suffix not in (".json", ".jsonl"):
         raise GptfastError(f"{path} is neither .json (a list) nor .jsonl (an object a line); rename or convert it")
     examples = []

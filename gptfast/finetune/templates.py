@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
 
+from ..data.readers import read_text
 from ..errors import GptfastError
 from ..files import read_json, write_json
 
@@ -156,13 +157,7 @@ class Template:
                 known = ", ".join(cls.__dataclass_fields__)
                 raise GptfastError(f"{path} sets {', '.join(sorted(unknown))}, which no template has; known: {known}")
             return cls(**values)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise GptfastError(f"the template {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-        except OSError as error:
-            raise GptfastError(f"cannot read the template {path}: {error.strerror}") from None
-        return cls(path.stem, text.rstrip("\n"))
+        return cls(path.stem, read_text(path).rstrip("\n"))
 
     @classmethod
     def of(cls, source: str) -> Template:

@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from .. import __version__
+from ..assistant import Assistant
 from ..errors import GptfastError
 from .api import ChatRequest, CompletionRequest, ErrorBody, Request, Writer, error_body, explain, usage_of
-from .assistant import Assistant
 from .engine import Engine, Event, Generation, PromptTooLong, QueueFull, Stopped, put_all
 from .guard import Guard, Receive, Send
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..assistant import PLAIN, load_assistant
 from ..errors import GptfastError
-from .assistant import PLAIN, load_assistant
 
 KEY = "GPTFAST_API_KEY"
 

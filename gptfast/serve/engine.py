@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..decode import Decoder
 from ..errors import GptfastError
-from ..generate import probabilities
 from ..model import GPT
-from .text import TextStream
+from ..sampling import TextStream, probabilities
 
 COLDEST = 1e-4  # below it logits over temperature leave fp32, and the likeliest token is as good as certain
 

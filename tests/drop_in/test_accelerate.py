@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 
 import pytest
 import torch
+from cases import MAKERS, T, V, assert_close, hugging_face, loss_of, make, replaced, results
 from other_models import BOOK, BookGPT, NanoConfig, NanoGPT
 from torch import nn
 from torch.nn import functional as F
@@ -15,62 +15,6 @@ from torch.nn import functional as F
 import gptfast
 from gptfast.drop_in.fast import Fast
 from gptfast.drop_in.lazy import LazyLogits
-
-transformers = pytest.importorskip("transformers")
-V, T = 101, 20
-
-
-def hugging_face(cls="GPT2LMHeadModel", **settings):
-    defaults = {
-        "vocab_size": V, "n_positions": 64, "n_layer": 2, "n_head": 2, "n_embd": 32, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0,
-    }  # fmt: skip
-    return getattr(transformers, cls)(transformers.GPT2Config(**{**defaults, **settings}))
-
-
-MAKERS = {
-    "hugging face": hugging_face,
-    "nanogpt": lambda: NanoGPT(NanoConfig()),
-    "nanogpt, no biases": lambda: NanoGPT(NanoConfig(bias=False)),
-    "book": lambda: BookGPT(BOOK),
-    "book, qkv biases": lambda: BookGPT(BOOK | {"qkv_bias": True}),
-    "book, fast": lambda: BookGPT(BOOK, fast=True),
-}
-
-
-def make(name):
-    torch.manual_seed(0)
-    model = MAKERS[name]()
-    for parameter in model.parameters():  # ones and zeros would hide a mistake
-        nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def loss_of(model, idx):
-    """The loss as each model's users take it, and the logits."""
-    targets = idx.clone()
-    targets[0, :3] = -1 if isinstance(model, NanoGPT) else -100
-    if isinstance(model, NanoGPT):
-        logits, loss = model(idx, targets)
-    elif isinstance(model, BookGPT):
-        logits = model(idx)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    else:
-        output = model(idx, labels=targets)
-        logits, loss = output.logits, output.loss
-    return loss, logits
-
-
-def results(model, idx):
-    model.zero_grad()
-    loss, logits = loss_of(model, idx)
-    loss.backward()
-    return [loss.detach(), *(p.grad.clone() for p in model.parameters())], logits
-
-
-def assert_close(got, want):
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, b.abs().max().item()))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -202,22 +146,6 @@ def test_what_is_hooked_or_replaced_is_called(name):
     wanted = {module for module in leaves if not isinstance(module, nn.Dropout)}
     assert wanted <= set(seen)
     assert "own forward" in gptfast.explain(model)
-
-
-class Scaled(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
-
-    def forward(self, x):
-        return 0.5 * self.inner(x)
-
-
-def replaced(model, names):
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if name in names and hasattr(child, "weight"):
-                module._modules[name] = Scaled(child)
 
 
 @pytest.mark.parametrize("name", ["hugging face", "nanogpt", "book"])
@@ -408,106 +336,6 @@ def test_what_only_looks_like_gpt2_keeps_its_own_forward(name):
     gptfast.accelerate(model)
     assert_close(results(model, idx)[0], want)
     assert "own forward" in gptfast.explain(model)
-
-
-def told(model) -> dict[str, str]:
-    """What `explain` says of each part."""
-    return dict(line.split(maxsplit=1) for line in gptfast.explain(model).splitlines()[1:])
-
-
-FIRST = {  # the first block, and the names of its attention, its MLP, and the MLP's activation
-    "hugging face": ("transformer.h.0", "attn", "mlp", "act"),
-    "nanogpt": ("transformer.h.0", "attn", "mlp", "gelu"),
-    "book": ("trf_blocks.0", "att", "ff", "layers.1"),
-}
-
-
-@pytest.mark.parametrize("name", FIRST)
-def test_explain_tells_what_was_replaced_since(name):
-    model, other = gptfast.accelerate(make(name)), make(name)
-    block, _, mlp, activation = FIRST[name]
-    head = "out_head" if name == "book" else "lm_head"
-    assert all(line.startswith("fast") for line in told(model).values())
-    setattr(model, head, nn.Linear(32, V, bias=False))
-    replaced = model.get_submodule(f"{block}.{mlp}.{activation}".rsplit(".", 1)[0])
-    setattr(replaced, activation.split(".")[-1], nn.GELU(approximate="tanh"))
-    second = block.replace("0", "1")
-    model.get_submodule(second.rsplit(".", 1)[0])[1] = other.get_submodule(block)
-    said = told(model)
-    for part in (head, second, f"{second}.{mlp}"):
-        assert said[part].startswith("own forward: it came into the model since; call gptfast.accelerate(model) again")
-    assert said[f"{block}.{mlp}"].startswith("own forward: something in it was replaced since")
-    assert said[block].startswith("fast")
-    idx = torch.randint(V, (2, T))
-    got = results(model, idx)[0]
-    assert all(line.startswith("fast") for line in told(gptfast.accelerate(model)).values())
-    assert_close(results(model, idx)[0], got)
-    assert_close(results(gptfast.restore(model), idx)[0], got)
-
-
-def test_explain_tells_of_attention_that_was_set_or_replaced_since():
-    model = gptfast.accelerate(make("hugging face"))
-    model.set_attn_implementation("sdpa")
-    assert told(model)["transformer"].startswith("own attention: it was set to 'sdpa' since")
-    gptfast.accelerate(model)
-    model.transformer.h[1].attn = Passing(model.transformer.h[1].attn)
-    assert told(model)["transformer.h.1.attn"] == "own forward: it is no GPT2Attention of transformers"
-    assert told(model)["transformer"].startswith("fast")
-
-
-class Passing(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *args, **kwargs):
-        return self.inner(*args, **kwargs)
-
-
-def test_explain_names_the_package_of_what_only_has_the_name():
-    cls = type("Linear", (Scaled,), {"__module__": "lora.layers"})
-    model = gptfast.accelerate(make("hugging face"))
-    model.lm_head = cls(model.lm_head)
-    assert told(model)["lm_head"] == "own forward: it is lora's Linear, not a Linear without bias"
-
-
-@pytest.mark.parametrize("name", FIRST)
-def test_a_forward_that_was_put_over_a_fast_one_outlives_restore(name):
-    """... and calls the model's own then, as if the model had never been accelerated."""
-    model, idx = make(name), torch.randint(V, (2, T))
-    want = results(model, idx)[0]
-    gptfast.accelerate(model)
-    block, attention, mlp, _ = FIRST[name]
-    parts = [block, f"{block}.{mlp}", "out_head" if name == "book" else "lm_head"]
-    parts += [] if name == "hugging face" else [f"{block}.{attention}"]  # whose attention has no forward of ours
-    calls = []
-
-    def watched(part):
-        module = model.get_submodule(part)
-        forward = module.forward
-
-        @functools.wraps(forward)
-        def wrapper(*args, **kwargs):
-            calls.append(part)
-            return forward(*args, **kwargs)
-
-        module.forward = wrapper
-
-    for part in parts:
-        watched(part)
-    lazy = results(model, idx)
-    assert isinstance(lazy[1], LazyLogits) and set(calls) == set(parts)
-    assert_close(lazy[0], want)
-    said = told(model)
-    assert all(said[part].endswith("if the forward that was put over it since calls it") for part in parts)
-    gptfast.restore(model)
-    calls.clear()
-    got, logits = results(model, idx)
-    assert type(logits) is torch.Tensor and set(calls) == set(parts)
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))  # the same code, the same bits
-    said = told(gptfast.accelerate(model))
-    assert all("a forward of its own" in said[part] for part in parts)
-    assert_close(results(model, idx)[0], want)
 
 
 def test_dropout_of_attention_may_be_changed_since():

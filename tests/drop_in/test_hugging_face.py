@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_accelerate import T, V, assert_close, hugging_face
+from cases import T, V, assert_close, hugging_face
 from torch import nn
 
 import gptfast

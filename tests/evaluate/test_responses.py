@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import gptfast
-import gptfast.evaluate.responses
+import gptfast.sampling
 from gptfast.evaluate.judge import Answer
-from gptfast.evaluate.responses import answers, complete, read_instructions, respond
+from gptfast.evaluate.responses import answers, read_instructions, respond
 from gptfast.finetune.templates import Template
+from gptfast.sampling import stream_text
 
 TEMPLATE = Template("t", "Q{instruction} {input}\nA{output}#")
 
@@ -28,14 +29,15 @@ def writes(monkeypatch: pytest.MonkeyPatch, text: bytes) -> list[tuple[list[int]
         assert temperature == 0
         yield from (torch.tensor([token]) for token in [*text, eos_id][:n])
 
-    monkeypatch.setattr(gptfast.evaluate.responses, "stream", stream)
+    monkeypatch.setattr(gptfast.sampling, "stream", stream)
     return asked
 
 
 def test_completion_is_greedy(model, encoding) -> None:
     written = model.generate(torch.tensor([list(b"abc")]), 9, temperature=0, eos_id=encoding.eot_token)[0, 3:].tolist()
     text = bytes(t for t in written[: (written + [256]).index(256)]).decode("utf-8", "replace")
-    assert complete(model, encoding, list(b"abc"), [], 9) == text
+    assert "".join(stream_text(model, encoding, list(b"abc"), 9, temperature=0)) == text
+    assert "".join(stream_text(model, encoding, "abc", 9, temperature=0)) == text
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_completion_is_greedy(model, encoding) -> None:
 )  # fmt: skip
 def test_where_an_answer_ends(model, encoding, monkeypatch, stops: list[str], n: int, want: str) -> None:
     asked = writes(monkeypatch, "one é two#three".encode())
-    assert complete(model, encoding, [], stops, n) == want
+    assert "".join(stream_text(model, encoding, [], n, stops, temperature=0)) == want
     assert asked == [([encoding.eot_token], n)]
 
 

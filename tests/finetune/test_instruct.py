@@ -100,11 +100,11 @@ def test_an_answer_ends_at_end_of_text_or_a_stop_and_stays_in_the_context(base, 
     model, template = gptfast.GPT.from_pretrained(base), Template.of("phi3")
     asked = []
 
-    def stream_text(model, encoding, prompt, max_new_tokens, **sampling):
+    def stream(model, idx, max_new_tokens, **sampling):
         asked.append(max_new_tokens)
-        yield from ("one <|e", "nd|> two", "three")
+        yield from (torch.tensor([byte]) for byte in b"one <|end|> two")
 
-    monkeypatch.setattr("gptfast.generate.stream_text", stream_text)
+    monkeypatch.setattr("gptfast.sampling.stream", stream)
     assert instruct.answer(model, ENCODING, template, {"instruction": "a"}, 80) == "one"
     assert asked == [48 - len(template.prompt({"instruction": "a"}))]
 

@@ -9,8 +9,8 @@ import torch
 from serving import Script, serving
 
 import gptfast
+from gptfast.assistant import Assistant
 from gptfast.serve import engine as engine_module
-from gptfast.serve.assistant import Assistant
 from gptfast.tokenizer import get_encoding
 
 CONTEXT = 64

@@ -14,10 +14,10 @@ import urllib.request
 import pytest
 from serving import SLOW
 
+from gptfast.assistant import PLAIN, load_assistant
 from gptfast.cli import main
 from gptfast.errors import GptfastError
 from gptfast.finetune.templates import TEMPLATES
-from gptfast.serve.assistant import PLAIN, load_assistant
 
 pytest.importorskip("uvicorn", reason="the server needs uvicorn (the extra `serve`)")
 from gptfast.serve.command import KEY, bind, require_key  # noqa: E402

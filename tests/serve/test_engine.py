@@ -10,7 +10,7 @@ import torch
 from serving import until
 
 from gptfast.errors import GptfastError
-from gptfast.generate import probabilities
+from gptfast.sampling import probabilities
 from gptfast.serve.engine import (
     Engine,
     Event,

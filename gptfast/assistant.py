@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import find_checkpoint
-from ..errors import GptfastError
-from ..files import read_json
-from ..finetune.fit import BEST
-from ..finetune.templates import Template
-from ..generate import GenerateConfig, load_for_generation
-from ..model import GPT
+from .checkpoint import find_checkpoint
+from .errors import GptfastError
+from .files import read_json
+from .finetune.templates import Template
+from .generate import load_for_generation
+from .model import GPT
 
 # For a base model, which has learned no template: the roles by their names. It will often go on in other ways.
 PLAIN = Template("plain", "user: {instruction}\nassistant:{output}", system="system: {system}\n", separator="\n")
@@ -51,7 +50,7 @@ def load_assistant(
     """From a run of `gptfast pretrain` or `gptfast finetune-instruct`, or a model folder. Raises GptfastError for a
     classifier.
     """
-    folder = run / BEST if (run / BEST / "config.json").is_file() else find_checkpoint(run, checkpoint)
+    folder = find_checkpoint(run, checkpoint)
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     kinds = values.get("architectures") or []
     if "gptfast_classifier" in values or any("Classification" in str(kind) for kind in kinds):
@@ -59,5 +58,5 @@ def load_assistant(
             f"{run} holds a classifier, which writes no text; use `gptfast classify`, or give a run of "
             "`gptfast finetune-instruct` or `gptfast pretrain`"
         )
-    model, tokenizer = load_for_generation(GenerateConfig(folder, encoding=encoding, device=device))
+    model, tokenizer = load_for_generation(folder, encoding=encoding, device=device)
     return Assistant(model, tokenizer, Template.load(folder) or PLAIN, name or run.absolute().name or "gptfast")

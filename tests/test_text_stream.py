@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptfast.serve.text import TextStream
+from gptfast.sampling import TextStream
 
 
 def naive(text: str, stops: list[str]) -> tuple[str, bool]:
