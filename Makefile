@@ -73,11 +73,11 @@ clean:
 	rm -rf .venv build dist *.egg-info gptfast/_core* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# mypy knows a package by its folder: a view of the tree in which kernels/ lies where it is imported, inside gptfast.
+# mypy knows a package by its folder: a view of the tree in which kernels/ and benchmarks/ lie where they are imported.
 .PHONY: build/typed
 build/typed:
 	@rm -rf $@ && mkdir -p $@/gptfast
-	@ln -s $(CURDIR)/gptfast/* $(CURDIR)/kernels $@/gptfast/
+	@ln -s $(CURDIR)/gptfast/* $(CURDIR)/kernels $(CURDIR)/benchmarks $@/gptfast/
 
 # The virtual environment with the tools that build csrc; the package is then built with them, without pip's isolated
 # environment, so that versions are those of constraints.txt and a rebuild compiles only what changed.

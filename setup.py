@@ -97,13 +97,14 @@ if {"bdist_wheel", "build", "build_ext", "editable_wheel"} & set(sys.argv):
 setup(
     license="Apache-2.0",
     # The folder kernels/ is imported as gptfast.kernels: a top-level module named `kernels` would collide with
-    # the package of that name which transformers looks for.
+    # the package of that name which transformers looks for. benchmarks/ is imported as gptfast.benchmarks likewise.
     packages=[
         *find_packages(include=["gptfast", "gptfast.*"]),
+        "gptfast.benchmarks",
         "gptfast.kernels",
         *(f"gptfast.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_dir={"gptfast.kernels": "kernels"},
+    package_dir={"gptfast.benchmarks": "benchmarks", "gptfast.kernels": "kernels"},
     ext_modules=[Extension("gptfast._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

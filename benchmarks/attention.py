@@ -1,228 +1,254 @@
-"""Causal attention on a GPU: gptfast's kernels against PyTorch's flash and cuDNN attention and FlexAttention.
+"""Causal attention: gptfast's kernels against PyTorch's attention of every backend, FlexAttention and flash-attn.
 
-    python benchmarks/attention.py [--quick] [--json FILE]
-
-Every variant gets the same random inputs in one process; they take turns, and the median is printed: TFLOP/s (half of
-4 B H T^2 D forward, 2.5 times that backward, for causal), its share of what a large matrix multiplication of the same
-type reaches on the same card, and the ratio to the best peer. Outputs are checked after the timing. Decoding is in
-GB/s of keys and values read, with its share of what a copy moves.
+TFLOP/s are of 4 B H T^2 D forward, halved as half of it is masked, and 2.5 times that backward (Dao 2023); with a
+window or documents that count would flatter those that skip what is masked, so there tokens/s are given. Decoding is in
+GB/s of the keys and values that it reads.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from gptfast.kernels import causal_attention, causal_attention_qkvpacked, decode_attention, document_bounds
-from rich.console import Console
-from rich.table import Table
+from gptfast.kernels import reference
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-console = Console(width=None if sys.stdout.isatty() else 150)
-TOKENS = 16384  # in a batch: B = TOKENS / T
-SHAPES = [(64, 12, T) for T in (1024, 2048, 4096, 16384)] + [(128, 16, T) for T in (1024, 4096, 8192, 16384)]  # D, H, T
-CACHES = [
-    (64, 4096, 12, 12, 64),
-    (1, 1024, 12, 12, 64),
-    (8, 1024, 12, 12, 64),
-    (64, 4096, 32, 8, 128),
-]  # B, S, H, Hkv, D
-FEATURES: dict[str, dict[str, Any]] = {
-    "": {},
-    "dropout 0.1": {"dropout_p": 0.1},
-    "window 256": {"window": 256},
-    "documents of 512": {},
-}
+from .suite import Call, Case, Setup, backward, forward
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # of q, k, v [B, T, H, D]
+TOKENS = 16384  # in a batch on a GPU: B = TOKENS / T
+BACKENDS = {
+    "sdpa flash": SDPBackend.FLASH_ATTENTION, "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION, "sdpa math": SDPBackend.MATH,
+}  # fmt: skip
 
 
-def once(function: Callable[[], object], seconds: float) -> float:
-    """The median time of a call in ms, the L2 cache cleared before each."""
-    from triton.testing import do_bench
-
-    return do_bench(function, warmup=int(seconds * 200), rep=int(seconds * 1000), return_mode="median")
-
-
-def interleaved(variants: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, float]:
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, function in variants.items():
-            samples[name].append(once(function, seconds))
-    return {name: statistics.median(times) for name, times in samples.items()}
+def shapes(setup: Setup) -> list[tuple[int, int, int, int]]:
+    """B, T, H, D."""
+    gpu = [(12, 64, T) for T in (1024, 2048, 4096, 16384)] + [(16, 128, T) for T in (1024, 4096, 8192, 16384)]
+    if setup.on_gpu and setup.quick:
+        gpu = [(12, 64, 1024), (12, 64, 4096), (16, 128, 4096)]
+    cpu = [(12, 64, T) for T in ((256, 1024) if not setup.quick else (256,))]
+    found = setup.size(gpu, cpu, [(2, 16, 32)])
+    return [(max(1, setup.size(TOKENS, 1024, 64) // T), T, H, D) for H, D, T in found]
 
 
-def ceilings() -> tuple[float, float]:
-    """What this card reaches: TFLOP/s of a bf16 matrix multiplication, and GB/s of a copy, read and written."""
-    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    x = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
-    y = torch.empty_like(x)
-    return 2 * 8192**3 / once(lambda: a @ b, 0.3) / 1e9, 4 * x.numel() / once(lambda: y.copy_(x), 0.3) / 1e6
+def cases(setup: Setup) -> Iterator[Case]:
+    for shape in shapes(setup):
+        yield from attention(setup, *shape, "")
+    for cache in setup.size(
+        [(1, 1024, 12, 12, 64), (8, 1024, 12, 12, 64), (64, 4096, 12, 12, 64), (64, 4096, 32, 8, 128)],
+        [(8, 1024, 12, 12, 64)],
+        [(2, 32, 4, 2, 16)],
+    ):
+        yield decoding(setup, *cache)
 
 
-def peers(D: int, dropout: bool, masked: bool) -> dict[str, Any]:
-    backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-    return {} if masked else {name: backend for name, backend in backends.items() if not (dropout and name == "cudnn")}
-
-
-def flex(window: int | None, documents: int | None, T: int) -> Callable[..., torch.Tensor]:
-    """FlexAttention, compiled, with the same mask, on q, k, v [B, T, H, D]."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
-        seen = j <= i
-        if window:
-            seen = seen & (i - j < window)
-        return seen & (i // documents == j // documents) if documents else seen
-
-    torch._dynamo.reset()  # past eight masks it would run uncompiled
-    block_mask = create_block_mask(mask, None, None, T, T, device="cuda")
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=block_mask).transpose(1, 2)
-
-
-def measure(D: int, H: int, T: int, feature: str, limit: float, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    B = max(1, TOKENS // T)
-    qkv = torch.randn(B, T, 3, H, D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(2))
-    do = torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16)
-    features = dict(FEATURES[feature])
-    documents = 512 if feature.startswith("documents") else None
-    if documents:
-        cuts = torch.arange(0, B * T + 1, documents, dtype=torch.int32, device="cuda")
-        features["cu_seqlens"] = document_bounds(cuts, B, T)
-    masked = bool(documents or "window" in features)
-
-    def ours(**more: Any) -> torch.Tensor:
-        return causal_attention(q, k, v, **features, **more)
-
-    def theirs() -> torch.Tensor:
-        dropout = features.get("dropout_p", 0.0)
-        return sdpa(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, dropout_p=dropout).transpose(1, 2)
-
-    forms: dict[str, tuple[Callable[[], torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {
-        "gptfast": (ours, nullcontext, (q, k, v)),
-        "gptfast packed": (lambda: causal_attention_qkvpacked(qkv, **features), nullcontext, (qkv,)),
-        "gptfast one pass": (lambda: ours(deterministic=False), nullcontext, (q, k, v)),
-    }
-    for name, backend in peers(D, "dropout_p" in features, masked).items():
-        forms[name] = (theirs, lambda backend=backend: sdpa_kernel(backend), (q, k, v))
-    if "dropout_p" not in features:
-        fused = flex(features.get("window"), documents, T)
-        forms["flex"] = (lambda: fused(q, k, v), nullcontext, (q, k, v))
-
-    forward: dict[str, Callable[[], object]] = {}
-    backward: dict[str, Callable[[], object]] = {}
-    outputs, memory, failed = {}, {}, {}
-    for name, (function, context, leaves) in forms.items():
-        try:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            with context():
-                out = function()
-            torch.autograd.grad(out, leaves, do, retain_graph=True)
-            memory[name] = (torch.cuda.max_memory_allocated() - before) / 1e6
-        except RuntimeError as error:
-            failed[name] = str(error).splitlines()[0]
+def features(setup: Setup) -> Iterator[Case]:
+    """A window, documents and dropout: last, since each is compiled anew."""
+    for B, T, H, D in shapes(setup):
+        if not setup.dry and (T not in (1024, 4096) or (setup.quick and T > 1024)):
             continue
-        outputs[name] = out
-
-        def run(function: Any = function, context: Any = context) -> object:
-            with context(), torch.no_grad():
-                return function()
-
-        forward[name] = run
-        backward[name] = lambda out=out, leaves=leaves: torch.autograd.grad(out, leaves, do, retain_graph=True)
-    times = {"forward": interleaved(forward, rounds, seconds), "backward": interleaved(backward, rounds, seconds)}
-    flops = 2 * B * H * T * T * D
-    rows = []
-    for direction, factor in (("forward", 1.0), ("backward", 2.5)):
-        best = min((t for name, t in times[direction].items() if not name.startswith("gptfast")), default=None)
-        for name, ms in times[direction].items():
-            error = None
-            if "dropout_p" not in features and "gptfast" in outputs:
-                error = (outputs[name] - outputs["gptfast"]).abs().max().item()
-            rows.append({
-                "D": D, "H": H, "B": B, "T": T, "feature": feature, "direction": direction, "name": name, "ms": ms,
-                "tflops": None if masked else factor * flops / ms / 1e9, "memory_mb": memory[name], "to_ours": error,
-                "share": None if masked else factor * flops / ms / 1e9 / limit,
-                "to_best_peer": best / ms if best else None,
-            })  # fmt: skip
-    return rows + [{"D": D, "T": T, "feature": feature, "name": name, "failed": why} for name, why in failed.items()]
+        yield from attention(setup, B, T, H, D, ", window", window=setup.size(256, 256, 8))
+        yield from attention(setup, B, T, H, D, ", documents", documents=setup.size(512, 512, 8))
+        if setup.dry or setup.on_gpu:
+            yield from attention(setup, B, T, H, D, ", dropout 0.1", dropout_p=0.1)
 
 
-def decoding(
-    B: int, S: int, H: int, Hkv: int, D: int, copy: float, rounds: int, seconds: float
-) -> list[dict[str, Any]]:
-    """One token a row against a cache of S."""
-    q = torch.randn(B, 1, H, D, device="cuda", dtype=torch.bfloat16)
-    k, v = torch.randn(2, B, S, Hkv, D, device="cuda", dtype=torch.bfloat16)
-    lengths = torch.full((B,), S, dtype=torch.int32, device="cuda")
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-    forms = {
-        "gptfast": lambda: decode_attention(q, k, v, lengths),
-        "sdpa": lambda: sdpa(*heads_first, enable_gqa=H != Hkv),
+def wider(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference of a forward and a backward: `function` of the same inputs in fp32; in fp64 where they are fp32."""
+
+    def wide(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return tuple(map(wide, x))
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return x.double() if x.dtype == torch.float32 else x.float()
+        return x
+
+    return lambda *inputs: function(*map(wide, inputs))
+
+
+def attention(
+    setup: Setup, B: int, T: int, H: int, D: int, suffix: str,
+    window: int | None = None, documents: int | None = None, dropout_p: float = 0.0,
+) -> Iterator[Case]:  # fmt: skip
+    dtype = setup.dtype
+    masked = bool(window or documents)
+    bounds = mask = None
+    if documents:
+        cuts = torch.arange(0, B * T + 1, documents, dtype=torch.int32, device=setup.device)
+        bounds = reference.document_bounds(cuts, B, T)
+    if masked:
+        i = torch.arange(T, device=setup.device)
+        back, document = i[:, None] - i, i // (documents or T)
+        mask = (back >= 0) & (back < (window or T)) & (document[:, None] == document)
+
+    def inputs() -> tuple[Any, ...]:
+        return tuple(torch.randn(B, T, H, D, device=setup.device, dtype=dtype) for _ in range(4))
+
+    given: dict[str, Any] = {"window": window, "cu_seqlens": bounds, "dropout_p": dropout_p}
+    ours, packed = _ours(setup)
+    plain: dict[str, Attention] = {
+        "gptfast": lambda q, k, v: ours(q, k, v, **given),
+        "sdpa": lambda q, k, v: _sdpa(q, k, v, mask, dropout_p),
     }
-    times = interleaved(forms, rounds, seconds)
-    rows = []
-    for name, ms in times.items():
-        rate = 4 * k.numel() / ms / 1e6  # GB/s: both caches, two bytes an element
-        row = {"B": B, "S": S, "H": H, "Hkv": Hkv, "D": D, "name": name, "ms": ms, "gb_s": rate, "share": rate / copy}
-        rows.append(row | {"to_best_peer": times["sdpa"] / ms})
-    return rows
+    context: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
+    if setup.peers:
+        plain |= _peers(setup, B, T, window, documents, mask, dropout_p)
+        if not masked:
+            for name, backend in BACKENDS.items():
+                if (setup.on_gpu or name.split()[1] in ("flash", "math")) and (T <= 4096 or name != "sdpa math"):
+                    plain[name] = plain["sdpa"]
+                    context[name] = functools.partial(sdpa_kernel, backend)
+    if not dropout_p:
+
+        def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if T <= 4096:
+                return reference.causal_attention(q, k, v, **given)
+            with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # scores of all pairs would not fit
+                return _sdpa(q, k, v, None, 0.0)
+
+    shape = f"B={B} T={T} H={H} D={D}"
+    for direction, form, factor, passes in (("forward", forward, 1.0, 4), ("backward", backward, 2.5, 8)):
+        forms = {name: _within(context.get(name, nullcontext), form(function)) for name, function in plain.items()}
+        forms["gptfast packed"] = _packed(form, packed, given)
+        if direction == "backward" and setup.on_gpu:
+            forms["gptfast one pass"] = backward(lambda q, k, v: ours(q, k, v, **given, deterministic=False))
+        flops = factor * 2 * B * H * T * T * D
+        yield Case(
+            "kernels", f"attention {direction}{suffix}", shape, str(dtype).removeprefix("torch."), inputs, forms,
+            work=B * T if masked else flops, unit="tokens/s" if masked else "TFLOP/s", need=0.0 if masked else flops,
+            of=None if masked else setup.matmul,
+            intensity=None if masked else flops / (passes * B * T * H * D * dtype.itemsize),
+            reference=None if dropout_p else wider(lambda *x, form=form: form(exact)(*x)()), yardstick="sdpa",
+        )  # fmt: skip
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=title)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    for name in columns:
-        table.add_column(name)
-    for row in rows:
-        cells = (row.get(name) for name in columns)
-        table.add_row(*("" if c is None else f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells))
-    console.print(table)
+def _ours(setup: Setup) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """The kernels where they run (also in Triton's interpreter), elsewhere what gptfast.ops takes."""
+    from gptfast import kernels, ops
+
+    module: Any = kernels if setup.triton else ops
+    return module.causal_attention, module.causal_attention_qkvpacked
 
 
-def write(path: Path | None, figures: dict[str, Any]) -> None:
-    """After each shape, so that a run that is cut off keeps what it has."""
-    if path:
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout_p).transpose(1, 2)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one round of two shapes")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("no GPU: speed is measured on one; `python -m gptfast.kernels.aot` says what can be said without")
-    rounds, seconds = (1, 0.05) if options.quick else (5, 0.1)
-    flops, copy = ceilings()
-    properties = torch.cuda.get_device_properties(0)
-    console.print(f"{properties.name}: {flops:.0f} TFLOP/s in a bf16 matrix multiplication, {copy:.0f} GB/s in a copy")
-    figures: dict[str, Any] = {"gpu": properties.name, "torch": torch.__version__, "matmul": flops, "copy": copy}
-    shapes = SHAPES[1:7:5] if options.quick else SHAPES
-    figures["attention"] = []
-    for D, H, T in shapes:
-        for feature in FEATURES:
-            if feature and T not in (1024, 4096):
-                continue
-            rows = measure(D, H, T, feature, flops, rounds, seconds)
-            figures["attention"] += rows
-            show(f"D={D} T={T} {feature}", rows)
-            write(options.json, figures)
-            torch.cuda.empty_cache()
-    figures["decoding"] = [row for shape in CACHES for row in decoding(*shape, copy, rounds, seconds)]
-    show("decoding", figures["decoding"])
-    write(options.json, figures)
-    return 0
+def _within(context: Callable[[], AbstractContextManager[Any]], form: Callable[..., Call]) -> Callable[..., Call]:
+    """`form` with its preparation and its calls inside a context."""
+
+    def prepare(*inputs: Any) -> Call:
+        with context():
+            call = form(*inputs)
+
+        def within() -> Any:
+            with context():
+                return call()
+
+        return within
+
+    return prepare
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _packed(form: Callable[..., Any], function: Callable[..., Tensor], given: dict[str, Any]) -> Callable[..., Call]:
+    """q, k and v as slices of one tensor [B, T, 3, H, D], whose gradient is one tensor too."""
+
+    def prepare(q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> Call:
+        call = form(lambda qkv: function(qkv, **given))(torch.stack((q, k, v), dim=2), do)
+
+        def parts() -> Any:
+            out = call()
+            return out[0].unbind(2) if isinstance(out, tuple) else out
+
+        return parts
+
+    return prepare
+
+
+def _peers(
+    setup: Setup, B: int, T: int, window: int | None, documents: int | None, mask: Tensor | None, dropout_p: float
+) -> dict[str, Attention]:
+    found: dict[str, Attention] = {}
+    if not setup.on_gpu:
+        return found
+    if not dropout_p and T == 4096:  # it takes 10 s or more to compile, anew for each length and mask
+        found["flex"] = _flex(T, window, documents)
+    if not documents and importlib.util.find_spec("flash_attn"):
+        found["flash-attn"] = _flash_attention(window, dropout_p)
+        if not window and not dropout_p:
+            found["flash-attn-4"] = _flash_attention_4
+    return found
+
+
+def _flash_attention(window: int | None, dropout_p: float) -> Attention:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from flash_attn import flash_attn_func
+
+        size = (window - 1 if window else -1, 0)
+        return flash_attn_func(q, k, v, dropout_p=dropout_p, causal=True, window_size=size)
+
+    return call
+
+
+def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn.cute import flash_attn_func
+
+    return flash_attn_func(q, k, v, causal=True)[0]
+
+
+def _flex(T: int, window: int | None, documents: int | None) -> Attention:
+    """FlexAttention, compiled, with the same mask."""
+
+    @functools.cache
+    def compiled() -> tuple[Callable[..., Tensor], Any]:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
+            seen = j <= i
+            if window:
+                seen = seen & (i - j < window)
+            return seen & (i // documents == j // documents) if documents else seen
+
+        torch._dynamo.reset()  # past eight masks it would run uncompiled
+        return torch.compile(flex_attention, dynamic=False), create_block_mask(mask, None, None, T, T, device="cuda")
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        function, block_mask = compiled()
+        return function(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=block_mask).transpose(1, 2)
+
+    return call
+
+
+def decoding(setup: Setup, B: int, S: int, H: int, Hkv: int, D: int) -> Case:
+    """One token a row against a cache of S keys."""
+    from gptfast import kernels, ops
+
+    dtype = setup.dtype
+    lengths = torch.full((B,), S, dtype=torch.int32, device=setup.device)
+    ours: Any = kernels if setup.triton else ops
+
+    def inputs() -> tuple[Any, ...]:
+        q = torch.randn(B, 1, H, D, device=setup.device, dtype=dtype)
+        return q, *torch.randn(2, B, S, Hkv, D, device=setup.device, dtype=dtype), None
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return sdpa(q, k, v, enable_gqa=H != Hkv).transpose(1, 2)
+
+    size = 2 * B * S * Hkv * D * dtype.itemsize
+    return Case(
+        "kernels", "attention decode", f"B={B} S={S} H={H} Hkv={Hkv} D={D}", str(dtype).removeprefix("torch."), inputs,
+        {"gptfast": forward(lambda q, k, v: ours.decode_attention(q, k, v, lengths)), "sdpa": forward(plain)},
+        work=size, unit="GB/s", of="read", need=size, intensity=2 * H / (Hkv * dtype.itemsize),
+        reference=wider(lambda q, k, v, _: reference.decode_attention(q, k, v, lengths)),
+        yardstick="sdpa",
+    )  # fmt: skip

@@ -1,179 +1,154 @@
-"""The kernels on rows on a GPU: LayerNorm, GELU, embedding and cross entropy against PyTorch's, eager and compiled.
+"""The kernels on rows: LayerNorm, GELU, embedding and cross entropy against PyTorch's, eager and compiled.
 
-    python benchmarks/rows.py [--quick] [--json FILE]
-
-Forms get the same random bf16 inputs in one process and take turns; the median is printed for forward and backward:
-GB/s by the bytes that each operation cannot do without (the heads of the kernels' files count them), its share of what
-a copy moves on the same card, and the ratio to the best peer. Outputs are compared after the timing. Liger's LayerNorm
-is a peer where liger_kernel is installed.
+GB/s are of the bytes that each operation cannot do without (the heads of the kernels' files count them).
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from attention import ceilings, console, interleaved, show, write
+from gptfast.kernels import reference
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptfast import kernels
-
-V = 50304
-
-
-@dataclass
-class Operation:
-    name: str
-    inputs: list[Tensor]  # those with a gradient
-    forms: dict[str, Callable[..., Any]]  # "gptfast" and its peers, each of the inputs
-    moved: tuple[float, float]  # bytes, forward and backward
+from .attention import wider
+from .suite import Case, Setup, backward, forward
 
 
-def bf16(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda").bfloat16().requires_grad_()
+def cases(setup: Setup) -> Iterator[Case]:
+    wide = [(8192, 4096)] if setup.on_gpu and not setup.quick else []
+    for N, C in [setup.size((32768, 768), (4096, 768), (16, 48)), *wide]:
+        yield from norms(setup, N, C)
+    yield from gelus(setup, *setup.size((32768, 3072), (4096, 3072), (16, 48)))
+    yield from embeddings(setup, *setup.size((32, 1024, 768, 50304), (4, 1024, 768, 50304), (2, 8, 48, 64)))
+    yield from losses(setup, *setup.size((4096, 50304), (512, 50304), (8, 64)))
 
 
-def norms(N: int, C: int) -> list[Operation]:
+def _cases(
+    setup: Setup, name: str, shape: str, inputs: Callable[[], tuple[Any, ...]], forms: dict[str, Callable[..., Any]],
+    exact: Callable[..., Any] | None, moved: tuple[float, float],
+) -> Iterator[Case]:  # fmt: skip
+    """Forward and backward; `moved` are their numbers of elements."""
+    size = setup.dtype.itemsize
+    forms = forms if setup.peers else {name: form for name, form in forms.items() if name in ("gptfast", "eager")}
+    for direction, form, count in zip(("forward", "backward"), (forward, backward), moved, strict=True):
+        yield Case(
+            "kernels", f"{name} {direction}", shape, str(setup.dtype).removeprefix("torch."), inputs,
+            {name: form(function) for name, function in forms.items()}, work=size * count, unit="GB/s", of="copy",
+            need=size * count, yardstick="eager",
+            reference=None if exact is None else wider(lambda *x, form=form: form(exact)(*x)()),
+        )  # fmt: skip
+
+
+def _randn(setup: Setup, *shape: int) -> Tensor:
+    return torch.randn(*shape, device=setup.device, dtype=setup.dtype)
+
+
+def _ours(setup: Setup) -> Any:
+    from gptfast import kernels, ops
+
+    return kernels if setup.triton else ops
+
+
+def _compiled(setup: Setup, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {} if setup.dry or not setup.peers else {"compiled": torch.compile(function, dynamic=False)}
+
+
+def norms(setup: Setup, N: int, C: int) -> Iterator[Case]:
     def plain(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return F.layer_norm(x, (C,), w, b)
 
-    def added(x: Tensor, r: Tensor, w: Tensor, b: Tensor, p: float = 0.0) -> tuple[Tensor, Tensor]:
-        s = r + F.dropout(x, p) if p else r + x
+    def added(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        s = r + x
         return F.layer_norm(s, (C,), w, b), s
 
     def dropped(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return added(x, r, w, b, 0.1)
+        return added(F.dropout(x, 0.1), r, w, b)
 
-    x, r, w, b = bf16(N, C), bf16(N, C), bf16(C), bf16(C)
-    one = {"gptfast": kernels.layer_norm, "F.layer_norm": plain, "compiled": torch.compile(plain)}
-    if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+    ours, shape, size = _ours(setup), f"N={N} C={C}", N * C
+    one = {"gptfast": ours.layer_norm, "eager": plain, **_compiled(setup, plain)}
+    if setup.on_gpu and setup.peers and importlib.util.find_spec("liger_kernel"):
+        one["Liger"] = _liger
 
-        one["Liger"] = lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, 1e-5)
-    two = {"gptfast": kernels.add_layer_norm, "eager": added, "compiled": torch.compile(added)}
+    def x(count: int) -> tuple[Tensor, ...]:
+        return tuple(_randn(setup, N, C) for _ in range(count))
+
+    def wb() -> tuple[Tensor, Tensor]:
+        return _randn(setup, C), _randn(setup, C)
+
+    yield from _cases(
+        setup, "layer_norm", shape, lambda: (*x(1), *wb(), *x(1)), one, reference.layer_norm, (2 * size, 3 * size)
+    )
+    two = {"gptfast": ours.add_layer_norm, "eager": added, **_compiled(setup, added)}
+    yield from _cases(
+        setup,
+        "add_layer_norm",
+        shape,
+        lambda: (*x(2), *wb(), x(2)),
+        two,
+        reference.add_layer_norm,
+        (4 * size, 4 * size),
+    )
     three = {
-        "gptfast": lambda *t: kernels.add_layer_norm(*t, dropout_p=0.1),
-        "eager": dropped,
-        "compiled": torch.compile(dropped),
-    }
-    size = 2.0 * N * C
-    return [
-        Operation("layer_norm", [x, w, b], one, (2 * size, 3 * size)),
-        Operation("add_layer_norm", [x, r, w, b], two, (4 * size, 4 * size)),
-        Operation("add_layer_norm, dropout", [x, r, w, b], three, (4 * size, 5 * size)),
-    ]
+        "gptfast": lambda *t: ours.add_layer_norm(*t, dropout_p=0.1), "eager": dropped, **_compiled(setup, dropped)
+    }  # fmt: skip
+    yield from _cases(
+        setup, "add_layer_norm, dropout", shape, lambda: (*x(2), *wb(), x(2)), three, None, (4 * size, 5 * size)
+    )
 
 
-def gelus(N: int, C: int) -> list[Operation]:
-    def plain(x: Tensor, b: Tensor) -> Tensor:
+def _liger(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    return LigerLayerNormFunction.apply(x, w, b, 1e-5)
+
+
+def gelus(setup: Setup, N: int, C: int) -> Iterator[Case]:
+    def plain(x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+    def biased(x: Tensor, b: Tensor) -> Tensor:
         return F.gelu(x + b, approximate="tanh")
 
-    x, b, size = bf16(N, C), bf16(C), 2.0 * N * C
-    one = {"gptfast": kernels.gelu, "F.gelu": lambda x: F.gelu(x, approximate="tanh")}
-    two = {"gptfast": kernels.bias_gelu, "eager": plain, "compiled": torch.compile(plain)}
-    return [
-        Operation("gelu", [x], one, (2 * size, 3 * size)),
-        Operation("bias_gelu", [x, b], two, (2 * size, 3 * size)),
-    ]
+    ours, shape, moved = _ours(setup), f"N={N} C={C}", (2.0 * N * C, 3.0 * N * C)
+
+    def x() -> Tensor:
+        return _randn(setup, N, C)
+
+    one = {"gptfast": ours.gelu, "eager": plain}
+    yield from _cases(setup, "gelu", shape, lambda: (x(), x()), one, reference.gelu, moved)
+    two = {"gptfast": ours.bias_gelu, "eager": biased, **_compiled(setup, biased)}
+    yield from _cases(setup, "bias_gelu", shape, lambda: (x(), _randn(setup, C), x()), two, reference.bias_gelu, moved)
 
 
-def embeddings(B: int, T: int, C: int) -> list[Operation]:
-    ranks = torch.arange(1, V + 1, device="cuda", dtype=torch.float64)
-    idx = torch.multinomial(1 / ranks, B * T, replacement=True).view(B, T)  # Zipf's law, as text has it
+def embeddings(setup: Setup, B: int, T: int, C: int, V: int) -> Iterator[Case]:
+    ranks = torch.arange(1, V + 1, device=setup.device, dtype=torch.float64)
 
-    def plain(wte: Tensor, wpe: Tensor) -> Tensor:
+    def plain(idx: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
         return F.embedding(idx, wte) + wpe[:T]
 
-    forms = {
-        "gptfast": lambda wte, wpe: kernels.embedding(idx, wte, wpe), "eager": plain, "compiled": torch.compile(plain)
-    }  # fmt: skip
-    size = 2.0 * B * T * C
-    return [Operation("embedding", [bf16(V, C), bf16(T, C)], forms, (2 * size, size + 2.0 * V * C))]
+    def inputs() -> tuple[Any, ...]:
+        idx = torch.multinomial(1 / ranks, B * T, replacement=True).view(B, T)  # Zipf's law, as text has it
+        return idx, _randn(setup, V, C), _randn(setup, T, C), _randn(setup, B, T, C)
+
+    forms = {"gptfast": _ours(setup).embedding, "eager": plain, **_compiled(setup, plain)}
+    size = B * T * C
+    yield from _cases(
+        setup, "embedding", f"B={B} T={T} C={C} V={V}", inputs, forms, reference.embedding, (2 * size, size + V * C)
+    )
 
 
-def losses(N: int) -> list[Operation]:
-    targets = torch.randint(V, (N,), device="cuda")
-
-    def plain(z: Tensor) -> Tensor:
+def losses(setup: Setup, N: int, V: int) -> Iterator[Case]:
+    def plain(z: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(z.float(), targets)
 
-    forms = {"gptfast": lambda z: kernels.cross_entropy(z, targets), "eager": plain, "compiled": torch.compile(plain)}
-    size = 2.0 * N * V
-    return [Operation("cross_entropy", [bf16(N, V)], forms, (size, 2 * size))]
+    def inputs() -> tuple[Any, ...]:
+        targets = torch.randint(V, (N,), device=setup.device)
+        return _randn(setup, N, V), targets, torch.ones((), device=setup.device)
 
-
-def measure(operation: Operation, shape: str, copy: float, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    forward, backward, outputs, failed = {}, {}, {}, {}
-    for name, form in operation.forms.items():
-        leaves = [x.detach().requires_grad_() for x in operation.inputs]
-        try:
-            out = form(*leaves)
-            out = out if isinstance(out, tuple) else (out,)
-            upstream = [torch.randn_like(o) for o in out]
-            torch.autograd.grad(out, leaves, upstream, retain_graph=True)
-        except Exception as error:  # one that fails must not cost the others their figures
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            continue
-        outputs[name] = out[0].detach().float()
-        plain = [x.detach() for x in leaves]
-        forward[name] = lambda form=form, plain=plain: form(*plain)
-        backward[name] = lambda out=out, leaves=leaves, upstream=upstream: torch.autograd.grad(
-            out, leaves, upstream, retain_graph=True
-        )
-    rows = []
-    for direction, forms, moved in (
-        ("forward", forward, operation.moved[0]),
-        ("backward", backward, operation.moved[1]),
-    ):
-        times = interleaved(forms, rounds, seconds)
-        best = min((t for name, t in times.items() if name != "gptfast"), default=None)
-        for name, ms in times.items():
-            off = (outputs[name] - outputs["gptfast"]).abs().max().item() if "gptfast" in outputs else None
-            rows.append({
-                "operation": operation.name, "shape": shape, "direction": direction, "name": name, "ms": ms,
-                "gb_s": moved / ms / 1e6, "share": moved / ms / 1e6 / copy, "to_best_peer": best / ms if best else None,
-                "to_ours": None if "dropout" in operation.name else off,
-            })  # fmt: skip
-    return rows + [{"operation": operation.name, "shape": shape, "name": n, "failed": why} for n, why in failed.items()]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one round of GPT-2's shapes")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("no GPU: speed is measured on one; `python -m gptfast.kernels.aot` says what can be said without")
-    rounds, seconds = (1, 0.05) if options.quick else (5, 0.1)
-    _, copy = ceilings()
-    name = torch.cuda.get_device_name()
-    console.print(f"{name}: {copy:.0f} GB/s in a copy")
-    figures: dict[str, Any] = {"gpu": name, "torch": torch.__version__, "copy": copy, "rows": []}
-    todo: list[tuple[str, Callable[[], list[Operation]]]] = [
-        ("32768 x 768", lambda: norms(32768, 768)),
-        ("8192 x 4096", lambda: norms(8192, 4096)),
-        ("32768 x 3072", lambda: gelus(32768, 3072)),
-        ("32 x 1024, 768", lambda: embeddings(32, 1024, 768)),
-        (f"4096 x {V}", lambda: losses(4096)),
-    ]
-    for shape, make in todo:
-        if options.quick and "4096" in shape:
-            continue
-        for operation in make():
-            rows = measure(operation, shape, copy, rounds, seconds)
-            figures["rows"] += rows
-            show(f"{operation.name} {shape}", rows)
-            write(options.json, figures)
-        torch.cuda.empty_cache()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    forms = {"gptfast": _ours(setup).cross_entropy, "eager": plain, **_compiled(setup, plain)}
+    size = N * V
+    yield from _cases(setup, "cross_entropy", f"N={N} V={V}", inputs, forms, reference.cross_entropy, (size, 2 * size))

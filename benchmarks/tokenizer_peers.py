@@ -1,9 +1,9 @@
-"""The tokenizers that benchmarks/tokenizer.py compares, each by the fastest way in its documentation.
+"""The tokenizers that tokenizer.py and tokenizer_suite.py compare, each by the fastest way in its documentation.
 
-    python benchmarks/tokenizer_peers.py JOB
+    python -m gptfast.benchmarks.tokenizer_peers JOB
 
-is how it runs one of them in a fresh process: JOB is a `Job` as JSON, and one line of JSON comes back. Before the first
-pass the vocabulary is loaded, and a call with one letter has paid for imports and threads.
+is how each runs in a fresh process: JOB is a `Job` as JSON, and one line of JSON comes back. Before the first pass the
+vocabulary is loaded, and a call with one letter has paid for imports and threads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 
 from gptfast import __version__
+from gptfast.errors import GptfastError
+from gptfast.tokenizer.published import PAT_STR
 from gptfast.tokenizer.vocabularies import cached_file
 
 DOCUMENT_BYTES = 2048
@@ -39,6 +41,7 @@ class Job:
 
     peer: str
     encoding: str
+    """A name of tiktoken's, or the path of a tokenizer.json that gptfast has trained and saved beside a .tiktoken."""
     call: str
     text: str
     """A file of UTF-8."""
@@ -100,13 +103,13 @@ class Gigatoken(Peer):
         import gigatoken
 
         super().__init__(job)
-        scheme = {"r50k_base": "gpt2", "cl100k_base": "gpt4", "o200k_base": "o200k"}[job.encoding]
-        self.tokenizer = gigatoken.Tokenizer.from_tiktoken(cached_file(job.encoding), scheme, {})
+        scheme = {"cl100k_base": "gpt4", "o200k_base": "o200k"}.get(job.encoding, "gpt2")
+        self.tokenizer = gigatoken.Tokenizer.from_tiktoken(ranks_file(job), scheme, {})
         self.decode = self.tokenizer.decode
         if job.threads == 1:
-            self.encode = self.tokenizer.encode
+            self.encode = self.tokenizer.encode  # type: ignore[method-assign]
 
-    def batch(self, texts: list[str]) -> Any:
+    def batch(self, texts: list[Any]) -> Any:
         return self.tokenizer.encode_batch(texts, parallel=self.threads > 1)
 
     def encode(self, text: str | bytes) -> Any:
@@ -192,7 +195,13 @@ class Tiktoken(Peer):
         import tiktoken
 
         super().__init__(job)
-        self.encoding = tiktoken.get_encoding(job.encoding)
+        if job.encoding.endswith(".json"):
+            from tiktoken.load import load_tiktoken_bpe
+
+            how: dict[str, Any] = {"pat_str": PAT_STR["gpt2"], "special_tokens": {}}
+            self.encoding = tiktoken.Encoding("t", mergeable_ranks=load_tiktoken_bpe(str(ranks_file(job))), **how)
+        else:
+            self.encoding = tiktoken.get_encoding(job.encoding)
         self.to_list = self.encoding.encode_ordinary
         self.decode = self.encoding.decode_bytes
 
@@ -222,12 +231,20 @@ def installed() -> dict[str, str]:
     return {"gptfast": __version__} | found
 
 
+def ranks_file(job: Job) -> Path:
+    """The vocabulary as tiktoken's file of ranks."""
+    path = Path(job.encoding).with_suffix(".tiktoken") if job.encoding.endswith(".json") else cached_file(job.encoding)
+    if path is None:
+        raise GptfastError(f"no file of {job.encoding} in TIKTOKEN_CACHE_DIR")
+    return path
+
+
 def tokenizer_json(job: Job) -> str:
     """The vocabulary as a tokenizer.json, which is what tokenizers and tuetoken load; made once a run."""
-    path = Path(job.folder, f"{job.encoding}.json")
+    path = Path(job.folder, f"{job.encoding.removesuffix('.json')}.json")  # a trained one's own path
     if path.exists():
         return str(path)
-    lines = cached_file(job.encoding).read_bytes().splitlines()
+    lines = ranks_file(job).read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     other = (byte for byte in range(256) if byte not in plain)
@@ -270,11 +287,18 @@ def documents(raw: bytes) -> list[bytes]:
 def resident() -> int:
     """This process's resident bytes (Linux), after the C library has given back what it can."""
     ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return status("VmRSS")
+
+
+def status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Seconds and CPU seconds of each pass, whether the result is right, and by how much the process has grown."""
+    """Seconds, CPU seconds and growth of memory of each pass, whether the result is right, and by how much the process
+    has grown in the end.
+    """
     if job.threads == 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     raw = Path(job.text).read_bytes()
@@ -290,13 +314,16 @@ def run(job: Job) -> dict[str, Any]:
     peer = PEERS[job.peer](job)
     call = getattr(peer, job.call)
     call(one[job.given])
-    seconds, cpu, before = [], [], resident()
+    seconds, cpu, peaks, before = [], [], [], resident()
     for _ in range(job.passes):
         data, result = fresh[job.given](), None
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+        held = status("VmRSS")
         start, used = time.perf_counter(), time.process_time()
         result = call(data)
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - used)
+        peaks.append(max(0, status("VmHWM") - held))
     if job.call == "decode":
         right = (result.encode() if isinstance(result, str) else result) == raw
     else:
@@ -306,7 +333,8 @@ def run(job: Job) -> dict[str, Any]:
         right = np.array_equal(ids, np.load(job.ids)) if Path(job.ids).exists() else None
         del ids
     del data, result
-    return {"seconds": seconds, "cpu": cpu, "right": right, "grown": resident() - before, "bytes": len(raw)}
+    figures = {"seconds": seconds, "cpu": cpu, "peaks": peaks, "right": right}
+    return figures | {"grown": resident() - before, "bytes": len(raw)}
 
 
 def memory(encoding: str, files: list[str]) -> list[tuple[str, int, int]]:

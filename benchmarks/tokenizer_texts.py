@@ -1,8 +1,9 @@
-"""The texts of benchmarks/tokenizer.py, written as files of UTF-8 for the processes that it times."""
+"""The texts that tokenizers and data preparation are measured with, as UTF-8."""
 
 from __future__ import annotations
 
 import lzma
+import os
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+# The folder with data/ (texts) and tiktoken/ (vocabularies): GPTFAST_SHARED, or ../shared beside the checkout.
+SHARED = Path(os.environ.get("GPTFAST_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 CORPORA = ("english", "code", "multilingual", "nonlatin", "html")
 WORST = ("a", "spaces", "digits", "letters", "emoji", "marks", "newlines")
 MILLION = 1_000_000
@@ -68,3 +71,16 @@ def worst() -> Iterator[tuple[str, bytes]]:
         yield name, (char * MILLION).encode()
     for name, (first, end) in RANGES.items():
         yield name, "".join(map(chr, rng.integers(first, end, MILLION))).encode()
+
+
+def random_words(size: int) -> bytes:
+    """`size` bytes of English-like text without any file: 50,000 words of random letters, by Zipf's law, in sentences
+    of 12 and paragraphs of 120; always the same.
+    """
+    rng = np.random.default_rng(0)
+    lengths = 1 + rng.poisson(4, 50_000)
+    words = ["".join(map(chr, rng.integers(97, 123, n))) for n in lengths]
+    chances = 1 / np.arange(1, len(words) + 1)
+    drawn = rng.choice(len(words), 120 * (size // 500 + 1), p=chances / chances.sum()).reshape(-1, 10, 12)
+    paragraphs = (". ".join(" ".join(words[i] for i in line) for line in lines) for lines in drawn)
+    return ".\n\n".join(paragraphs).encode()[:size]

@@ -1,6 +1,6 @@
 """Training a vocabulary: gptfast against the trainers that are installed (gigabpe, rustbpe, tokenizers).
 
-    python benchmarks/tokenizer_train.py TEXT [--megabytes 32] [--vocab-size 32768] [--rounds 5] [--json FILE]
+    python -m gptfast.benchmarks.tokenizer_train TEXT [--megabytes 32] [--vocab-size 32768] [--rounds 5] [--json FILE]
 
 All take turns, each sample in a fresh process, timed from the name of the file to the finished vocabulary. Documents
 end at <|endoftext|>, except for gigabpe, which reads files itself and takes every line for a document. "as tokenizers"
@@ -147,7 +147,7 @@ def peak_memory() -> float | None:
 def run(config: Config, name: str, path: Path, tokens_file: Path) -> dict[str, Any]:
     arguments = [name, path, config.vocab_size, config.threads, tokens_file]
     environment = os.environ | {"RAYON_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "true"}
-    command = [sys.executable, __file__, "--sample", *map(str, arguments)]
+    command = [sys.executable, "-m", "gptfast.benchmarks.tokenizer_train", "--sample", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")

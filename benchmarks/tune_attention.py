@@ -1,6 +1,6 @@
 """Measure the launch table of attention on this GPU and write its rows (gptfast/kernels/launch_table.json).
 
-    python benchmarks/tune_attention.py [--D 64 128] [--T 1024 4096 16384] [--table FILE]
+    python -m gptfast.benchmarks.tune_attention [--D 64 128] [--T 1024 4096 16384] [--table FILE]
 
 For each kernel, head dimension and length all tiles of CANDIDATES are timed that compile, the best is kept with
 `measured` (with TMA, and through pointers for tensors that TMA cannot read), and `prefer` says whether it or PyTorch's
@@ -13,19 +13,23 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import statistics
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from attention import TOKENS, interleaved, once, peers
 from gptfast.kernels import attention_launch as run
 from gptfast.kernels import causal_attention
 from gptfast.kernels.launch import TABLE, Launch, architecture
-from torch.nn.attention import sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from .attention import TOKENS
 
 CANDIDATES = {
     "forward": list(itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))),
@@ -35,16 +39,45 @@ CANDIDATES = {
 CANDIDATES["backward_atomic"] = CANDIDATES["backward_kv"]
 
 
+def once(function: Callable[[], object], seconds: float) -> float:
+    """The median time of a call in ms, the L2 cache cleared before each."""
+    from triton.testing import do_bench
+
+    return do_bench(function, warmup=int(seconds * 200), rep=int(seconds * 1000), return_mode="median")
+
+
+def called(function: Callable[[], object]) -> float:
+    function()
+    return 0.0
+
+
+def interleaved(variants: Mapping[str, Callable[..., object]], rounds: int, seconds: float) -> dict[str, float]:
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, function in variants.items():
+            samples[name].append(once(function, seconds))
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
 def inputs(D: int, T: int) -> list[torch.Tensor]:
     B = max(2, TOKENS // T)  # 1 would be compiled anew
     return [torch.randn(B, T, 768 // D if D <= 64 else 16, D, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
 
 
-def best(kernel: str, dropout: bool, tensors: list[torch.Tensor], tma: bool) -> tuple[float, Launch] | None:
-    """The fastest launch of one kernel, and its time in ms; the other kernels of a backward are left out meanwhile."""
+def best(
+    kernel: str,
+    dropout: bool,
+    tensors: list[torch.Tensor],
+    tma: bool,
+    share: slice = slice(None),
+    compiling: bool = False,
+) -> tuple[float, Launch] | None:
+    """The fastest launch of one kernel among a share of its candidates, and its time in ms; the other kernels of a
+    backward are left out meanwhile. `compiling` calls each once.
+    """
     q, k, v, do = tensors
     D = q.shape[-1]
-    seed = torch.ones(1, dtype=torch.int64, device="cuda") if dropout else None
+    seed = torch.ones(1, dtype=torch.int64, device=q.device) if dropout else None
     rest = (None, seed, D**-0.5, 0.1 if dropout else 0.0, None)
     o, lse = run.forward(q, k, v, *rest)
     chosen = run.launch_for
@@ -56,7 +89,8 @@ def best(kernel: str, dropout: bool, tensors: list[torch.Tensor], tma: bool) -> 
         def __getitem__(self, grid: Any) -> Any:
             return lambda *args, **kwargs: None
 
-    for BM, BN, warps, stages in CANDIDATES[kernel]:
+    left_out: dict[str, Any] = {other: Nothing() for other in others}
+    for BM, BN, warps, stages in CANDIDATES[kernel][share]:
         launch = Launch(BM, BN, warps, stages, tma)
 
         def pick(x: Any, kind: str, *rest: Any, launch: Launch = launch) -> Launch:
@@ -70,14 +104,29 @@ def best(kernel: str, dropout: bool, tensors: list[torch.Tensor], tma: bool) -> 
 
         with mock.patch.object(run, "launch_for", pick):
             try:
-                with mock.patch.multiple(run, **{other: Nothing() for other in others}):
-                    ms = once(call, 0.02)
+                with mock.patch.multiple(run, **left_out):
+                    ms = called(call) if compiling else once(call, 0.02)
             except Exception as error:  # does not compile or does not fit: Triton has a class for each reason
-                print(f"  {kernel} {BM}x{BN} {warps} warps {stages} stages: {type(error).__name__}", file=sys.stderr)
+                if not compiling:
+                    what = f"{kernel} {BM}x{BN} {warps} warps {stages} stages"
+                    print(f"  {what}: {type(error).__name__}", file=sys.stderr)
                 continue
         if found is None or ms < found[0]:
             found = ms, launch
     return found
+
+
+def uses_tma() -> tuple[bool, ...]:
+    return (True, False) if torch.cuda.get_device_capability()[0] >= 9 and not torch.version.hip else (False,)
+
+
+def compile_all(flags: list[str]) -> None:
+    """All candidates into Triton's cache by a process a core: some 1,100 of them, at a second or two each."""
+    cores = os.cpu_count() or 1
+    command = [sys.executable, "-m", "gptfast.benchmarks.tune_attention", *flags]
+    running = [subprocess.Popen([*command, "--compile", str(i), str(cores)]) for i in range(cores)]
+    for process in running:
+        process.wait()
 
 
 def sdpa_times(tensors: list[torch.Tensor], dropout: bool) -> tuple[float, float]:
@@ -85,7 +134,8 @@ def sdpa_times(tensors: list[torch.Tensor], dropout: bool) -> tuple[float, float
     q, k, v, do = (x.detach().transpose(1, 2) for x in tensors)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     forward, backward = {}, {}
-    for name, backend in peers(q.shape[-1], dropout, False).items():
+    backends = {"flash": SDPBackend.FLASH_ATTENTION} | ({} if dropout else {"cudnn": SDPBackend.CUDNN_ATTENTION})
+    for name, backend in backends.items():
         with sdpa_kernel(backend):
             out = sdpa(q, k, v, is_causal=True, dropout_p=0.1 * dropout)
 
@@ -114,10 +164,9 @@ def ours_times(tensors: list[torch.Tensor], dropout: bool, rows: dict[str, Launc
 
 def tune(arch: str, D: int, dropout: bool, T: int, last: bool) -> Iterator[dict[str, Any]]:
     tensors = inputs(D, T)
-    tma = torch.cuda.get_device_capability()[0] >= 9 and not torch.version.hip
     found: dict[str, list[tuple[float, Launch]]] = {}
-    for kernel in CANDIDATES if not dropout else ("forward", "backward_kv", "backward_q"):
-        both = (best(kernel, dropout, tensors, use_tma) for use_tma in ((True, False) if tma else (False,)))
+    for kernel in CANDIDATES if not dropout else list(CANDIDATES)[:3]:
+        both = (best(kernel, dropout, tensors, use_tma) for use_tma in uses_tma())
         found[kernel] = sorted((x for x in both if x), key=lambda x: x[0])
     ours = ours_times(tensors, dropout, {kernel: options[0][1] for kernel, options in found.items() if options})
     theirs = sdpa_times(tensors, dropout)
@@ -164,10 +213,18 @@ def main() -> int:
         "--T", type=int, nargs="*", default=[1024, 4096, 16384], help="lengths; the last row has no end"
     )
     parser.add_argument("--table", type=Path, default=TABLE, help="the table to rewrite")
+    parser.add_argument("--compile", type=int, nargs=2, metavar=("I", "N"), help="only compile: each Nth from the Ith")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no GPU: the table is measured on one")
     arch = architecture(torch.device("cuda", 0))
+    if options.compile:
+        share = slice(options.compile[0], None, options.compile[1])
+        for D, dropout, tma in itertools.product(options.D, (False, True), uses_tma()):
+            for kernel in CANDIDATES if not dropout else list(CANDIDATES)[:3]:
+                best(kernel, dropout, inputs(D, options.T[0]), tma, share, compiling=True)
+        return 0
+    compile_all(["--D", *map(str, options.D), "--T", str(options.T[0])])
     for D in options.D:
         for dropout in (False, True):
             new = [row for T in options.T for row in tune(arch, D, dropout, T, T == options.T[-1])]

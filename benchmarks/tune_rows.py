@@ -1,6 +1,6 @@
 """Measure the launch table of the kernels on rows on this GPU and write its rows (gptfast/kernels/launch_table.json).
 
-    python benchmarks/tune_rows.py [--table FILE]
+    python -m gptfast.benchmarks.tune_rows [--table FILE]
 
 For each kernel and width the tiles, warps and stages of CANDIDATES are timed in bf16, and the fastest is kept with
 `measured`. `prefer` says how it stands to PyTorch: "triton" where the operation that PyTorch has a kernel for is faster
@@ -11,19 +11,21 @@ afterwards: a row that spills can still be the fastest, but should be looked at.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from attention import interleaved, once
 from gptfast.kernels import activation, embed, loss, norm
 from gptfast.kernels.launch import TABLE, Launch, architecture, choose
-from rows import Operation, embeddings, gelus, losses, norms
-from tune_attention import write
+
+from .rows import embeddings, gelus, losses, norms
+from .suite import Call, Case, Setup
+from .tune_attention import interleaved, once, write
 
 MODULES = (norm, activation, embed, loss)
 CANDIDATES: dict[str, list[tuple[int, int, int, int]]] = {  # BM, BN (0: the width), warps, stages
@@ -37,12 +39,12 @@ CANDIDATES: dict[str, list[tuple[int, int, int, int]]] = {  # BM, BN (0: the wid
 }
 # Kernel -> the width of a row of the table (None: any), and the operations that it is measured in: one that PyTorch has
 # a kernel for, if there is one, and the fused one.
-PLANS: list[tuple[str, str, int | None, Callable[[], list[Operation]]]] = [
-    *(("norm", "layer_norm", width, lambda n=rows, c=C: norms(n, c)[:2])
+PLANS: list[tuple[str, str, int | None, Callable[[Setup], Iterator[Case]]]] = [
+    *(("norm", "layer_norm", width, lambda setup, n=rows, c=C: itertools.islice(norms(setup, n, c), 4))
       for width, rows, C in ((1024, 32768, 768), (2048, 16384, 1600), (4096, 8192, 4096), (8192, 4096, 8192))),
-    ("gelu", "gelu", None, lambda: gelus(32768, 3072)),
-    ("embedding", "", None, lambda: embeddings(32, 1024, 768)),
-    ("cross_entropy", "", None, lambda: losses(4096)),
+    ("gelu", "gelu", None, lambda setup: gelus(setup, 32768, 3072)),
+    ("embedding", "", None, lambda setup: embeddings(setup, 32, 1024, 768, 50304)),
+    ("cross_entropy", "", None, lambda setup: losses(setup, 4096, 50304)),
 ]  # fmt: skip
 
 
@@ -64,24 +66,13 @@ def with_launch(kernel: str, launch: Launch | None, call: Callable[[], Any]) -> 
             patch.stop()
 
 
-def calls(operation: Operation, name: str) -> dict[str, Callable[[], Any]]:
-    """One form's forward and backward."""
-    leaves = [x.detach().requires_grad_() for x in operation.inputs]
-    out = operation.forms[name](*leaves)
-    out = out if isinstance(out, tuple) else (out,)
-    upstream = [torch.randn_like(o) for o in out]
-    plain = [x.detach() for x in leaves]
-    return {
-        "forward": lambda: operation.forms[name](*plain),
-        "backward": lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True),
-    }
+def prepared(case: Case, name: str) -> Call:
+    return case.forms[name](*case.inputs())
 
 
-def tune(
-    arch: str, kernel: str, direction: str, width: int | None, operations: list[Operation], single: str
-) -> dict[str, Any]:
-    fused = operations[-1]
-    call = calls(fused, "gptfast")[direction]
+def tune(arch: str, kernel: str, width: int | None, cases: list[Case], single: str) -> dict[str, Any]:
+    """A row of the table; `cases` are all of the kernel's direction, the last one the fused one."""
+    call = prepared(cases[-1], "gptfast")
     best: tuple[float, Launch] | None = None
     for BM, BN, warps, stages in CANDIDATES[kernel]:
         launch = Launch(BM, BN or width or 0, warps, stages)
@@ -95,15 +86,13 @@ def tune(
         raise RuntimeError(f"{kernel}: no candidate runs")
     launch = best[1]
     prefer, told = "torch", []
-    for operation in operations:  # the last one is the fused one
-        forms = {
-            name: calls(operation, name)[direction] for name in operation.forms if name not in ("compiled", "Liger")
-        }
-        times = with_launch(kernel, launch, lambda forms=forms: interleaved(forms, 3, 0.03))
-        faster = times.pop("gptfast") <= min(times.values())
-        told.append(f"{operation.name} {'faster' if faster else 'slower'} than PyTorch")
+    for case in cases:
+        forms = {name: prepared(case, name) for name in case.forms}
+        times = with_launch(kernel, launch, functools.partial(interleaved, forms, 3, 0.03))
+        faster = times["gptfast"] <= times["eager"]
+        told.append(f"{case.name} {'faster' if faster else 'slower'} than PyTorch")
         if faster and prefer != "triton":
-            prefer = "triton" if operation.name == single else ""
+            prefer = "triton" if case.name.split()[0] == single else ""
     print(f"{arch} {kernel} {width or ''} {best[0]:.3f} ms {launch}; {', '.join(told)}", flush=True)
     return {
         "arch": arch, "kernel": kernel, "dropout": False, "D": width, "bytes": 2, "T": None, "BM": launch.BM,
@@ -118,13 +107,17 @@ def main() -> int:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no GPU: the table is measured on one")
-    arch = architecture(torch.device("cuda", 0))
+    setup = Setup(torch.device("cuda", 0))
+    arch = architecture(setup.device)
     for name, single, width, make in PLANS:
-        operations = make()
+        cases = list(make(setup))
         kernels = {"cross_entropy": {"cross_entropy": "forward"}}.get(
             name, {f"{name}_forward": "forward", f"{name}_backward": "backward"}
         )
-        new = [tune(arch, kernel, direction, width, operations, single) for kernel, direction in kernels.items()]
+        new = [
+            tune(arch, kernel, width, [case for case in cases if case.name.endswith(direction)], single)
+            for kernel, direction in kernels.items()
+        ]
         write(options.table, new)  # after each, so that a run that is cut off keeps what it has
         torch.cuda.empty_cache()
     return 0

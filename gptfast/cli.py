@@ -29,6 +29,7 @@ COMMANDS = {  # the module, or module:function where it is not `main`
     "weights inspect": ("gptfast.weights.cli:inspect", "what weights are, tensor by tensor"),
     "weights download": ("gptfast.weights.cli:download", "OpenAI's GPT-2, by size"),
     "demo": ("gptfast.demo", "prepare, pretrain and sample in three minutes"),
+    "bench": ("gptfast.benchmarks.command", "how fast everything is here, beside other implementations"),
     "doctor": ("gptfast.doctor", "what this machine has, and what mends what it lacks"),
 }
 

@@ -81,7 +81,7 @@ def _version(name: str) -> tuple[str, str | None]:
 
 def devices() -> Iterator[Finding]:
     """The processor and the GPUs, and what gptfast will run on the best of them."""
-    model, units = _cpu()
+    model, units = cpu()
     memory = ""
     if hasattr(os, "sysconf"):
         memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
@@ -130,7 +130,7 @@ def _kernels(gpu: bool) -> str:
     return f"Triton on {arch} {where}; ATen for the rest"
 
 
-def _cpu() -> tuple[str, list[str]]:
+def cpu() -> tuple[str, list[str]]:
     """The processor's name and those of its units that matter here."""
     fields: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():

@@ -1,6 +1,6 @@
 """How kernels are launched: which device a tensor is on, and the checked-in table of tile sizes.
 
-No kernel is tuned when it is called. `launch_table.json` is written by benchmarks/tune_*.py on a GPU; a row
+No kernel is tuned when it is called. `launch_table.json` is written by gptfast.benchmarks.tune_* on a GPU; a row
 that no GPU has measured holds what the ahead-of-time report shows to fit (gptfast.kernels.aot), and says so.
 """
 

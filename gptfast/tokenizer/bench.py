@@ -1,6 +1,6 @@
 """`gptfast tokenizer bench`: how fast one file is encoded here, beside tiktoken and gigatoken, interleaved.
 
-The suite with many texts, peers and worst cases is benchmarks/tokenizer.py.
+The suite with many texts, peers and worst cases is benchmarks/tokenizer_suite.py.
 """
 
 from __future__ import annotations

@@ -67,8 +67,11 @@ def check(q, k, v, lengths, scale=None, window=None):
     wide = [x.double() for x in (q, k, v)]
     ref = reference.decode_attention(*wide, given, scale=scale, window=window)
     torch.testing.assert_close(ref, plain(*wide, seen, c))
+    # A part's output is divided by its sum of weights, weighted again, added up and divided: four roundings of fp32,
+    # 2^-24 of the largest number each, which attention in one piece does not make.
+    parts = 2**-22 * ref.abs().max().item()
     for peer in (plain, sdpa):
-        assert_as_good_as_torch(ours, peer(q, k, v, seen, c), ref, peer.__name__)
+        assert_as_good_as_torch(ours, peer(q, k, v, seen, c), ref, peer.__name__, extra=parts)
     assert not ours[~seen[:, 0].any(-1)].any()  # a query that sees nothing gives zeros
     return ours
 

@@ -1,0 +1,13 @@
+"""`python -m gptfast.benchmarks`: `gptfast bench` without the command line's other needs."""
+
+import sys
+
+from gptfast.errors import GptfastError
+
+from .command import main
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except GptfastError as error:
+        sys.exit(f"error: {error}")
