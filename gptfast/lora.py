@@ -38,7 +38,9 @@ _PREFIX = "base_model.model.transformer."  # what PEFT puts before the names of 
 _UNSUPPORTED = (
     "use_dora", "use_rslora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication",
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora",
+    "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
+_INITS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others, PiSSA say, take away from W what is in B A
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
 
     Parameters keep their names; each targeted layer has lora_A [r, in] and lora_B [out, r] too, in its weight's type
     and device. What the model computes is the same bit for bit until it is trained. Raises GptfastError for targets
-    that are not linear layers of the blocks, and for a model that has LoRA already.
+    that are not linear layers of the blocks, a rank above theirs, and a model that has LoRA already.
     """
     config.check()
     gpt = _gpt(model)
@@ -124,6 +126,9 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         if not found:
             raise GptfastError(f"no layer to give LoRA is called {target!r}; choose among {', '.join(_linear(layers))}")
         chosen.update(found)
+    for name, linear in chosen.items():
+        if config.rank > (most := min(linear.in_features, linear.out_features)):
+            raise GptfastError(f"the LoRA rank is {config.rank}; that of {name} is {most} at most")
     if not chosen:
         raise GptfastError(f"LoRA has no targets; choose among {', '.join(_linear(layers))}")
     model.requires_grad_(False)
@@ -207,6 +212,8 @@ def load_lora(model: nn.Module, folder: str | Path) -> LoRAConfig:
     if values["peft_type"] != "LORA" or values.get("bias", "none") != "none":
         raise GptfastError(f"{path} describes {values['peft_type']} with bias {values.get('bias')!r}, not plain LoRA")
     asked = [name for name in _UNSUPPORTED if values.get(name)]
+    if (init := values.get("init_lora_weights")) not in _INITS:
+        asked.append(f"init_lora_weights = {init!r}")
     if asked:
         raise GptfastError(f"{path} asks for {', '.join(asked)}, which gptfast's LoRA does not have")
     rank, alpha, dropout = values["r"], values["lora_alpha"], values.get("lora_dropout", 0.0)

@@ -31,7 +31,7 @@ def test_a_group_lists_its_commands(group, capsys):
     for asked in ([], ["--help"], ["help"]):
         assert cli.main([group, *asked]) == 0
         out = capsys.readouterr().out
-        assert all((name in out) == name.startswith(f"{group} ") for name in cli.COMMANDS)
+        assert all((f"  {name} " in out) == name.startswith(f"{group} ") for name in cli.COMMANDS)
     assert cli.main([group, "nothing"]) == 2
     assert f"no command '{group} nothing'" in capsys.readouterr().err
 

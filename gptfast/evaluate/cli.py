@@ -100,6 +100,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """The results by task, as --json writes them. Raises GptfastError; all files are read before the model runs."""
     config.check()
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ..assistant import load_assistant
@@ -115,11 +116,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         results[job.name] = sheet.results
         if config.json is not None:
             write_json(config.json, results)
-        table = Table(*sheet.columns, title=job.title, title_justify="left")
+        table = Table(*sheet.columns, title=escape(job.title), title_justify="left")
         for column in table.columns[1:]:
             column.justify = "right"
         for row in sheet.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     return results
 
@@ -149,9 +150,9 @@ def _progress(job: Job) -> Iterator[Callable[[float], Any]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn(job.title), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=job.total or None)
+        task = bar.add_task(job.title, total=job.total or None)
         yield lambda n: bar.advance(task, n)
 
 

@@ -28,6 +28,13 @@ def prompt(text: str, examples: Sequence[tuple[str, str]] = ()) -> str:
     return f"{solved}Text: {text}\nLabel:"
 
 
+def check_shots(train: Labelled, shots: int) -> None:
+    """Raise GptfastError for more shots than there are examples for."""
+    most = int(train.counts.min()) * len(train.names)
+    if not 0 <= shots <= most:
+        raise GptfastError(f"{shots} shots: the training texts allow from 0 to {most:,}, of each class as many")
+
+
 def choose_examples(train: Labelled, shots: int, rng: np.random.Generator) -> list[tuple[str, str]]:
     """`shots` random examples in random order, of each class as many, or one more, as of another."""
     K = len(train.names)
@@ -45,9 +52,7 @@ def predict(
     Each text has its own examples from `train`, drawn by `seed` and its place: what is measured is not the luck of one
     draw. The log likelihoods are sums over the tokens of a name. Raises GptfastError for more shots than there are.
     """
-    most = int(train.counts.min()) * len(train.names)
-    if not 0 <= shots <= most:
-        raise GptfastError(f"{shots} shots: the training texts allow from 0 to {most:,}, of each class as many")
+    check_shots(train, shots)
     pairs = []
     for number, text in enumerate(texts):
         examples = choose_examples(train, shots, np.random.default_rng([seed, number]))

@@ -15,6 +15,7 @@ from ..data.readers import find_inputs, read_pieces
 from ..errors import GptfastError
 from ..finetune.labelled import read_labelled
 from .comparison import SHARES, Splits, compare, make_splits, splits_of
+from .few_shot import check_shots
 from .hellaswag import hellaswag, read_hellaswag
 from .judge import Judge
 from .lambada import lambada, read_lambada
@@ -111,6 +112,8 @@ def _labelled(config: EvaluateConfig, assistant: Assistant, say: Say) -> Job | N
         return None
     if config.limit is not None:
         splits = Splits(splits.train, splits.test.take(np.arange(min(config.limit, len(splits.test)))))
+    for n in shots:
+        check_shots(splits.train, n)
     n, K = len(splits.test), len(splits.test.names)
 
     def run(on_done: OnDone) -> Sheet:

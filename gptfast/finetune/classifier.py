@@ -73,7 +73,7 @@ class Classifier(nn.Module):
     def encode(self, encoding: Encoding, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """The tokens of each text, at most `length` of its beginning, and how many texts were longer."""
         ids = [encoding.encode_ordinary(text) for text in texts]
-        empty = next((n for n, x in enumerate(ids) if not x), None)
+        empty = next((n for n, text in enumerate(texts) if not text.strip()), None)
         if empty is not None:
             raise GptfastError(f"text {empty + 1} is empty; there is nothing to classify")
         return [x[: self.length] for x in ids], sum(len(x) > self.length for x in ids)
@@ -158,9 +158,15 @@ class Classifier(nn.Module):
         if "score.weight" not in found.tensors or "gptfast_classifier" not in values:
             raise GptfastError(f"{folder} holds no classifier, but {values.get('architectures')}; {advice}")
         score = found.tensors.pop("score.weight").read().clone()
-        ours, names = values["gptfast_classifier"], list(values["label2id"])
+        try:
+            names = [values["id2label"][str(k)] for k in range(max(len(score), len(values["id2label"])))]
+            settings = [values["gptfast_classifier"][key] for key in ("pad_id", "length", "position")]
+        except (KeyError, TypeError):
+            names = []
+        if len(names) != len(score):
+            raise GptfastError(f"{folder / 'config.json'} is damaged: it does not describe the classifier; restore it")
         body = found.load()
-        model = cls(body, names, ours["pad_id"], ours["length"], ours["position"])
+        model = cls(body, names, *settings)
         model.score.weight = nn.Parameter(score)
         tokenizer = read_json(folder / STATE, "encoding", "encoding_hash")
         name = tokenizer["encoding"]

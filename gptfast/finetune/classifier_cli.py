@@ -188,6 +188,9 @@ def _splits(config: ClassifierConfig, display: FitDisplay) -> dict[str, Labelled
         display.note(f"undersampled to {data.describe()}")
     splits = dict(zip(("train", "val", "test"), data.split(config.split, config.seed), strict=True))
     display.note("; ".join(f"{name}: {part.describe()}" for name, part in splits.items()))
+    trained = set(splits["train"].texts)
+    if known := sum(text in trained for text in splits["test"].texts):
+        display.note(f"{known:,} test texts are in the training split too, word for word: the data has them twice")
     return splits
 
 
@@ -291,10 +294,12 @@ def _predictions(test: Labelled, p: Any) -> Iterable[str]:
 
 def _show(display: FitDisplay, results: dict[str, Any], names: list[str]) -> None:
     """The table of splits, and of the test split its classes and confusion matrix."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="the best model", title_justify="left")
-    for column in ("", "texts", "loss", "accuracy", "macro F1", *(("F1 of " + names[1],) if len(names) == 2 else ())):
+    of_second = (f"F1 of {escape(names[1])}",) if len(names) == 2 else ()
+    for column in ("", "texts", "loss", "accuracy", "macro F1", *of_second):
         table.add_column(column, justify="right" if column else "left")
     for split in ("train", "val", "test"):
         s = results[split]
@@ -304,11 +309,13 @@ def _show(display: FitDisplay, results: dict[str, Any], names: list[str]) -> Non
     test = results["test"]
     if len(names) <= 12:
         table = Table(title="test: actual class by row, predicted by column", title_justify="left")
-        for column in ("", *names, "precision", "recall", "F1"):
+        for column in ("", *map(escape, names), "precision", "recall", "F1"):
             table.add_column(column, justify="right" if column else "left")
         for name, row in zip(names, test["confusion"], strict=True):
             c = test["classes"][name]
-            table.add_row(name, *(f"{n:,}" for n in row), *(f"{c[key]:.4f}" for key in ("precision", "recall", "f1")))
+            table.add_row(
+                escape(name), *(f"{n:,}" for n in row), *(f"{c[key]:.4f}" for key in ("precision", "recall", "f1"))
+            )
         display.console.print(table)
     fitted = results["fit"]
     stopped = f", stopped by {fitted['stopped']}" if fitted["stopped"] else ""

@@ -81,25 +81,19 @@ def pair_of(example: dict[str, Any], template: Template, encoding: Any) -> Pair:
 
     def tokens(key: str) -> Tokens:
         response = example.get(key)
-        if not isinstance(response, str) or not response:
+        if not isinstance(response, str) or not response.strip():
             raise GptfastError(f"it has no text {key!r}")
-        if "messages" in example:
-            if not isinstance(example["messages"], list):
-                raise GptfastError("its messages are not a list of {'role', 'content'}")
-            return tokenise([*example["messages"], {"role": "assistant", "content": response}], template, encoding)
-        return tokenise({**example, "output": response}, template, encoding)
+        if "messages" not in example:
+            return tokenise({**example, "output": response}, template, encoding)
+        if not isinstance(example["messages"], list):
+            raise GptfastError("its messages are not a list of {'role', 'content'}")
+        chat = [*example["messages"], {"role": "assistant", "content": response}]
+        ids, targets = tokenise(chat, template, encoding)
+        # Earlier answers are part of the question: targets are the last response's tokens and its end-of-text.
+        first = len(ids) - len(encoding.encode_ordinary(template.render(chat)[-1][0])) - 1
+        return Tokens(ids, [IGNORED] * first + targets[first:])
 
-    chosen, rejected = tokens("chosen"), tokens("rejected")
-    if "messages" in example:  # earlier answers are part of the question
-        chosen, rejected = _last_response(chosen), _last_response(rejected)
-    return Pair(chosen, rejected)
-
-
-def _last_response(tokens: Tokens) -> Tokens:
-    """Without the targets of all responses but the last."""
-    masked = [t for t, target in enumerate(tokens.targets) if target == IGNORED]
-    start = masked[-1] + 1 if masked else 0
-    return Tokens(tokens.ids, [IGNORED] * start + tokens.targets[start:])
+    return Pair(tokens("chosen"), tokens("rejected"))
 
 
 def response_log_probabilities(model: GPT, batch: Batch) -> Tensor:

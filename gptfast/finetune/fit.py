@@ -234,24 +234,29 @@ def _finish_gradients(
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `path` that takes its place, whole, when what is written there is complete.
+    """An empty hidden folder beside `path`; when what is written there is complete it becomes `path`, or its files take
+    the places of those that are at `path`.
 
+    No system renames a folder over another, and to move the old one away first would leave a moment with none. A file
+    is replaced in one step, so a kill leaves a whole model as long as only one of its files, the weights, has changed.
     Raises GptfastError where it cannot be written; what was at `path` is then still there.
     """
-    hidden, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    hidden = path.with_name(f".{path.name}.tmp")
     try:
-        for stale in (hidden, old):
-            shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(parents=True)
         yield hidden
-        for file in hidden.iterdir():
+        files = list(hidden.iterdir())
+        for file in files:
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-        if path.exists():  # no system renames a folder over one that is not empty
-            os.replace(path, old)
-        os.replace(hidden, path)
-        fsync_folder(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            for file in files:
+                os.replace(file, path / file.name)
+            fsync_folder(path)
+        else:
+            os.replace(hidden, path)
+            fsync_folder(path.parent)
     except OSError as error:
         raise GptfastError(f"cannot write {path}: {error.strerror or error}; free some space") from error
     finally:

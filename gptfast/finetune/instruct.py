@@ -39,8 +39,10 @@ class TuneConfig(FitConfig):
     """The run folder to make: best/ (the model), metrics.jsonl, loss.png, test.json, samples/, adapter/ with LoRA."""
     encoding: str | None = None
     """Tokenizer, a name or a path; by default that of --init, or GPT-2's."""
-    template: str = "alpaca"
-    """How an example is written: alpaca, phi3, a file, or a text with {instruction}, {input} and {output}."""
+    template: str | None = None
+    """How an example is written: alpaca, phi3, a file, or a text with {instruction}, {input} and {output}; by default
+    as --init was fine-tuned with, or alpaca.
+    """
     split: Literal["seed", "file"] = "seed"
     """Which 85 % train, 10 % test and 5 % validate: drawn with --seed, or in the order of the file."""
     long: Literal["truncate", "drop"] = "truncate"
@@ -85,21 +87,23 @@ class Start:
     def __init__(self, config: TuneConfig, display: FitDisplay) -> None:
         import torch
 
+        from ..checkpoint import find_checkpoint
         from ..generate import load_for_generation
         from ..lora import LoRAConfig, add_lora
         from ..machine import choose_device
         from ..precision import choose
         from ..tokenizer import END_OF_TEXT
-        from .templates import Template
+        from .templates import TEMPLATES, Template
 
         out = config.out
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise GptfastError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; choose another --out")
         self.config, self.display = config, display
-        self.template: Template = Template.of(config.template)
         self.device = choose_device(config.device)
-        source = Path(config.init).expanduser()
-        model, self.encoding = load_for_generation(source, encoding=config.encoding, device="cpu")
+        self.source = find_checkpoint(Path(config.init).expanduser())
+        named = Template.of(config.template) if config.template is not None else Template.load(self.source)
+        self.template: Template = named or TEMPLATES["alpaca"]
+        model, self.encoding = load_for_generation(self.source, encoding=config.encoding, device="cpu")
         self.model: GPT = model.float().to(self.device)
         self.context = self.model.config.context_length
         if END_OF_TEXT not in self.encoding.special_tokens_set:
@@ -113,7 +117,7 @@ class Start:
         self.precision = choose(self.device, config.precision)
         display.note(
             f"{trained:,} of {self.model.num_parameters():,} parameters train on {self.device} in "
-            f"{self.precision.name} ({self.precision.reason})"
+            f"{self.precision.name} ({self.precision.reason}); template {self.template.name}"
         )
 
     def save(self, folder: Path) -> None:
@@ -139,8 +143,10 @@ class Start:
         state: dict[str, Any] = {"step": 0, "position": 0, "best": None, "data": [], "order": {}}  # of no pretraining
         write_json(folder / "state.json", {**state, "encoding": name, "encoding_hash": self.encoding.hash})
         if self.config.lora_rank:
+            # PEFT opens it from any folder; a name on the hub stays one.
+            base = str(self.source.resolve()) if self.source.exists() else self.config.init
             with atomic_folder(self.config.out / "adapter") as adapter:
-                save_lora(self.model, adapter, base=self.config.init)
+                save_lora(self.model, adapter, base)
 
     def open(self, command: str, test: Sequence[Any]) -> None:
         """Make the run folder, with its settings and the examples that are kept for tests."""
@@ -165,6 +171,7 @@ class Start:
     def sampler(self, examples: Sequence[Any]) -> Callable[[GPT], None]:
         """What answers the first few of `examples` at each evaluation, greedily, and writes and prints the answers."""
         from ..files import atomic_write, make_folder
+        from .templates import conversation
 
         chosen = list(examples)[: self.config.samples]
         done = 0
@@ -173,10 +180,8 @@ class Start:
             nonlocal done
             lines = []
             for example in chosen:
-                if isinstance(example, dict) and "messages" in example:
-                    question = example["messages"][-2]["content"]
-                else:
-                    question = "\n".join(filter(None, (example["instruction"], example.get("input"))))
+                turn = conversation(example)[1][-1]
+                question = "\n".join(filter(None, (turn.instruction, turn.input)))
                 reply = answer(model, self.encoding, self.template, example, self.config.sample_tokens)
                 lines.append(f"> {question}\n{reply}\n")
             if chosen:

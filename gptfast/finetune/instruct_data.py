@@ -19,6 +19,7 @@ from .. import ops
 from ..data.readers import read_text
 from ..errors import GptfastError
 from ..model import GPT
+from .table import is_unicode
 from .templates import Template
 
 IGNORED = -100  # a position whose next token is not to be learned
@@ -81,6 +82,8 @@ def read_examples(path: str | Path) -> list[dict[str, Any]]:
     for index, example in enumerate(examples):
         if not isinstance(example, dict):
             raise GptfastError(f"{path}: example {index} (from 0) is {example!r:.60}, not an object")
+        if not is_unicode(json.dumps(example, ensure_ascii=False)):
+            raise GptfastError(f"{path}: example {index} (from 0) has half of a surrogate pair, which is no character")
     return examples
 
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from ..data.readers import read_text
 from ..errors import GptfastError
-from .table import FORMATS, LABEL_COLUMNS, TEXT_COLUMNS, Say, Table, format_of, listed, read_table
+from .table import FORMATS, LABEL_COLUMNS, TEXT_COLUMNS, Say, Table, format_of, is_unicode, listed, read_table
+
+NO_CHARACTER = "half of a surrogate pair (\\ud800 to \\udfff) is no character"
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,14 @@ def read_labelled(
     texts, values = [row[t] for row in table.rows], [row[c] for row in table.rows]
     table.refuse((not isinstance(x, str) for x in texts), "the text is missing, or no text")
     table.refuse((not x.strip() for x in texts), "the text is empty")
+    table.refuse((not is_unicode(f"{row[t]}{row[c]}") for row in table.rows), NO_CHARACTER)
     table.refuse((x is None or str(x).strip() == "" for x in values), "the label is missing")
     table.refuse((not isinstance(x, (str, int)) for x in values), "a label must be a name, a whole number or a boolean")
     kinds = sorted({type(x).__name__ for x in values})
     if len(kinds) > 1:
         raise GptfastError(f"{path}: some labels are {' and some '.join(kinds)}; write all of them the same way")
     classes = [str(x).lower() if isinstance(x, bool) else str(x).strip() for x in values]
-    names = sorted(set(classes), key=lambda name: (0, int(name), "") if _is_int(name) else (1, 0, name))
+    names = sorted(set(classes), key=lambda name: (0, int(name), name) if _is_int(name) else (1, 0, name))
     if len(names) < 2:
         raise GptfastError(f"{path}: every label is {names[0]!r}; a classifier needs two classes or more")
     return Labelled(texts, np.array([names.index(x) for x in classes], dtype=np.int64), names)
@@ -113,6 +116,7 @@ def read_texts(path: Path, text: str | None = None, say: Say = lambda line: None
         raise GptfastError(f"{path}: cannot tell which column is the text: {table.describe()}; name it: --text-column")
     texts = [row[place] for row in table.rows]
     table.refuse((not isinstance(x, str) or not x.strip() for x in texts), "there is no text")
+    table.refuse((not is_unicode(x) for x in texts), NO_CHARACTER)
     return texts
 
 
@@ -140,4 +144,4 @@ def _columns(table: Table, text: str | None, label: str | None, say: Say) -> tup
 
 
 def _is_int(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+    return name.removeprefix("-").isdecimal() and len(name) < 100  # Python reads no number of thousands of digits

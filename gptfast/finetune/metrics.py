@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ def scores(p: np.ndarray, y: np.ndarray, names: Sequence[str]) -> dict[str, Any]
     }  # fmt: skip
 
 
+def _word(name: str) -> str:
+    """A name as matplotlib may write it: short, on one line, and with dollar signs that begin no formula."""
+    name = " ".join(name.split())
+    return (f"{name[:29]}…" if len(name) > 30 else name).replace("$", r"\$")
+
+
 def draw(run: Path, rows: list[dict[str, Any]], test: dict[str, Any], title: str) -> list[str]:
     """Write training.png (losses and accuracies over epochs, from the rows of metrics.jsonl), confusion.png and
     reliability.png (from the `scores` of the test split) into `run`; their names, none where matplotlib is missing.
@@ -81,6 +88,7 @@ def draw(run: Path, rows: list[dict[str, Any]], test: dict[str, Any], title: str
         from matplotlib.figure import Figure
     except ImportError:
         return []
+    title = _word(title)
     size: dict[str, Any] = {"dpi": 120, "layout": "constrained"}
     training = Figure(figsize=(10, 4), **size)
     for axes, kind, unit in zip(
@@ -97,16 +105,16 @@ def draw(run: Path, rows: list[dict[str, Any]], test: dict[str, Any], title: str
         axes.grid(alpha=0.3)
         axes.legend()
 
-    names, counts = list(test["classes"]), np.array(test["confusion"])
+    names, counts = [_word(name) for name in test["classes"]], np.array(test["confusion"])
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    side = max(4.0, 0.5 * len(names) + 2)
+    side = min(max(4.0, 0.5 * len(names) + 2), 32)
     confusion = Figure(figsize=(side + 1, side), **size)
     axes = confusion.add_subplot(
-        xlabel="predicted", ylabel="actual", title=f"{title}: test accuracy {test['accuracy']:.2%}",
-        xticks=range(len(names)), yticks=range(len(names)),
-    )  # fmt: skip
-    axes.set_xticklabels(names, rotation=45 if len(names) > 4 else 0)
-    axes.set_yticklabels(names)
+        xlabel="predicted", ylabel="actual", title=f"{title}: test accuracy {test['accuracy']:.2%}"
+    )
+    if len(names) <= 60:  # otherwise numbers, of some of the classes
+        axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 4 else 0)
+        axes.set_yticks(range(len(names)), names)
     confusion.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the actual class")
     if len(names) <= 20:
         for (i, j), n in np.ndenumerate(counts):
@@ -128,6 +136,7 @@ def draw(run: Path, rows: list[dict[str, Any]], test: dict[str, Any], title: str
 
     written = {"training.png": training, "confusion.png": confusion, "reliability.png": diagram}
     for name, figure in written.items():
-        with atomic_path(run / name) as temporary:
+        with atomic_path(run / name) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
             figure.savefig(temporary, format="png")
     return list(written)

@@ -134,6 +134,15 @@ def _read_parquet(path: Path) -> Table:
     return Table(path, table.column_names, rows, list(range(1, len(rows) + 1)), "rows")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text is made of characters: in JSON, an escape may spell half of a surrogate pair, which is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def listed(values: Iterable[Any], n: int) -> str:
     """The first `n` of them, and how many more there are."""
     values = [str(value) for value in values]

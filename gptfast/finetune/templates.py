@@ -108,11 +108,12 @@ class Template:
 
     def stops(self) -> list[str]:
         """Texts that end an answer, should the model not say end-of-text: what follows every response, and what begins
-        the user's next turn; words, which may be part of an answer, only at the start of a line.
+        the user's next turn; what may be part of an answer, a word or a bare sign, only at the start of a line.
         """
         before, after = self._halves()
         head = before.split(_INSTRUCTION)[0].strip().rsplit("\n", 1)[-1]
-        return [text for text in (after.strip(), "\n" + head if head[:1].isalnum() else head) if text]
+        may_be_text = head[:1].isalnum() or not any(map(str.isalnum, head))
+        return [text for text in (after.strip(), "\n" + head if head and may_be_text else head) if text]
 
     def _opening(self, system: str | None) -> str:
         system = self.default_system if system is None else system
@@ -194,7 +195,7 @@ def conversation(example: Example | Messages) -> tuple[str | None, list[Turn]]:
                 raise GptfastError(f"its {key!r} is {text!r}, not a text")
         if not texts["instruction"].strip():
             raise GptfastError("its 'instruction' is empty")
-        return None, [Turn(texts["instruction"], texts["input"], texts["output"] or None)]
+        return None, [Turn(texts["instruction"], texts["input"], texts["output"] if texts["output"].strip() else None)]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise GptfastError("its messages are not a list of {'role', 'content'}")
     system: str | None = None

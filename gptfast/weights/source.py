@@ -124,9 +124,13 @@ def _in_folder(folder: Path) -> Checkpoint:
         what = ", ".join(f"{kind} ({path.name})" for kind, path in found.items())
         raise GptfastError(f"{folder} holds several models: {what}; give the file of the one you mean")
     if not found:
-        hint = "; it is a run: give one of its checkpoints/step-*" if (folder / "checkpoints").is_dir() else ""
         files = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pt", ".pth", ".bin"))
-        hint = f"; give one of its files: {', '.join(files[:5])}" if files else hint
+        hint = f"; give one of its files: {', '.join(files[:5])}" if files else ""
+        if (folder / "adapter_config.json").is_file():
+            hint = "; it holds a LoRA adapter alone, which gptfast.lora.load_lora puts on its model"
+        for part, which in (("checkpoints", "one of its checkpoints/step-*"), ("best", "its best/")):
+            if (folder / part).is_dir():
+                hint = f"; it is a run: give {which}"
         raise GptfastError(
             f"{folder} has no model.safetensors or pytorch_model.bin, no TensorFlow checkpoint and no ckpt.pt{hint}"
         )

@@ -80,6 +80,16 @@ def test_a_classifier_beside_it(folder, files, tmp_path, capsys) -> None:
     assert "is no finished run of `gptfast finetune-classifier`" in capsys.readouterr().err
 
 
+def test_names_are_no_markup(folder, tmp_path, monkeypatch, capsys) -> None:
+    """Neither in the table nor in the progress bar of a terminal."""
+    path = tmp_path / "{data}.tsv"
+    path.write_text("".join(f"{x}\ta {i}\n" for i in range(10) for x in ("[/b]", "{x}")))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes what it writes to for a terminal
+    assert run(folder, "--labelled", path, "--shots", "0") == 0
+    said = capsys.readouterr()
+    assert "4 test texts of [/b], {x}" in said.out and "4 test texts of [/b], {x}" in said.err
+
+
 def test_a_judge(folder, files, tmp_path, monkeypatch, capsys, server: Server) -> None:
     server.replies = [says("50"), says("no idea"), says("70")]
     monkeypatch.setenv("A_KEY", "secret\n")
@@ -111,7 +121,10 @@ def test_a_judge(folder, files, tmp_path, monkeypatch, capsys, server: Server) -
         (["--lambada", "absent.jsonl"], "cannot read absent.jsonl"),
         (["--labelled", "absent.tsv"], "absent.tsv"),
         (["--labelled", "{files}/spam.tsv", "--shots", "0,x"], "--shots is '0,x'; give numbers such as 0,4"),
-        (["--labelled", "{files}/spam.tsv", "--shots", "1000"], "1000 shots: the training texts allow from 0 to 28"),
+        (
+            ["--lambada", "{files}/lambada.jsonl", "--labelled", "{files}/spam.tsv", "--shots", "1000"],
+            "1000 shots: the training texts allow from 0 to 28",
+        ),
         (["--lambada", "{files}/lambada.jsonl", "--limit", "0"], "--limit is 0"),
         (["--lambada", "{files}/lambada.jsonl", "--seed", "-1"], "--seed is -1"),
         (["--lambada", "{files}/lambada.jsonl", "--json", "absent/a.json"], "there is no folder"),
@@ -129,8 +142,9 @@ def test_a_judge(folder, files, tmp_path, monkeypatch, capsys, server: Server) -
 )
 def test_bad_input_is_one_line(folder, files, capsys, flags: list[str], message: str) -> None:
     assert run(folder, *(flag.format(files=files) for flag in flags)) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and message in error
+    said = capsys.readouterr()
+    error = said.err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error and not said.out  # before anything has run
 
 
 def test_the_command_is_known_and_loads_nothing_heavy() -> None:

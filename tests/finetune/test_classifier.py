@@ -157,6 +157,11 @@ def test_which_layers_train(layers: Any, trained: set[str]) -> None:
         assert all(".lora_" in name or name == "score.weight" for name in names)
 
 
+def test_the_new_head_is_drawn_as_transformers_draws_it() -> None:
+    weight = Classifier(gptfast.GPT(gptfast.GPTConfig(7, 8, 1, 1, 512)), NAMES, 0).score.weight
+    assert weight.shape == (3, 512) and 0.018 < weight.std().item() < 0.022 and abs(weight.mean().item()) < 0.003
+
+
 def test_lora_is_saved_merged_and_goes_on_training(tmp_path: Path) -> None:
     model, ids = make(), documents()
     model.train_only("lora")
@@ -174,6 +179,16 @@ def test_lora_is_saved_merged_and_goes_on_training(tmp_path: Path) -> None:
     torch.testing.assert_close(in_transformers(tmp_path)(idx).logits, model(idx, last), atol=1e-4, rtol=1e-4)
 
 
+def test_what_transformers_saves_over_it_has_the_same_classes(tmp_path: Path) -> None:
+    """It sorts the names of label2id, so "10" comes before "9"; id2label says which is which."""
+    model, encoding = make(), gptfast.get_encoding("bytes")
+    model.names = ["9", "10", "11"]
+    model.save(tmp_path, encoding)
+    in_transformers(tmp_path).save_pretrained(tmp_path)
+    assert list(json.loads((tmp_path / "config.json").read_text())["label2id"]) == ["10", "11", "9"]
+    assert Classifier.load(tmp_path)[0].names == ["9", "10", "11"]
+
+
 def test_banded_attention_is_loaded_here_and_refused_there(tmp_path: Path) -> None:
     model, ids = make(window=4), documents()
     model.save(tmp_path, gptfast.get_encoding("bytes"))
@@ -181,12 +196,18 @@ def test_banded_attention_is_loaded_here_and_refused_there(tmp_path: Path) -> No
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "gptfast"
 
 
+def test_probabilities_are_without_dropout() -> None:
+    model, ids = make(dropout=0.5), documents()
+    expected = model.probabilities(ids)
+    assert np.array_equal(model.train().probabilities(ids), expected) and model.training
+
+
 def test_long_texts_keep_their_beginning() -> None:
     model, encoding = make(length=5), gptfast.get_encoding("bytes")
     ids, cut = model.encode(encoding, ["abcdefgh", "abcde", "x"])
     assert [encoding.decode(x) for x in ids] == ["abcde", "abcde", "x"] and cut == 1
     with pytest.raises(GptfastError, match="text 2 is empty"):
-        model.encode(encoding, ["a", ""])
+        model.encode(encoding, ["a", " \n"])
 
 
 def test_what_is_no_classifier(tmp_path: Path) -> None:
@@ -200,6 +221,14 @@ def test_what_is_no_classifier(tmp_path: Path) -> None:
     model.save(tmp_path / "classifier", gptfast.get_encoding("bytes"))
     with pytest.raises(GptfastError, match="is a classifier and writes no text; `gptfast classify`"):
         gptfast.GPT.from_pretrained(tmp_path / "classifier")
+    config = tmp_path / "classifier" / "config.json"
+    whole = json.loads(config.read_text())
+    wrong: list[Any] = [{"0": "a", "1": "b"}, {"1": "a", "2": "b", "3": "c"}, {str(k): "a" for k in range(4)}, None]
+    for damage in (*({"id2label": names} for names in wrong), {"gptfast_classifier": {}}):
+        config.write_text(json.dumps(whole | damage))
+        with pytest.raises(GptfastError, match="config.json is damaged: it does not describe the classifier"):
+            Classifier.load(tmp_path / "classifier")
+    config.write_text(json.dumps(whole))
     state = tmp_path / "classifier" / "state.json"
     state.write_text(json.dumps({"encoding": "bytes", "encoding_hash": "0"}))
     with pytest.raises(GptfastError, match="is not the one that the classifier was trained with"):

@@ -13,6 +13,7 @@ import gptfast
 from gptfast.cli import main
 from gptfast.finetune.classifier import Classifier
 from gptfast.finetune.labelled import read_labelled
+from gptfast.lora import LoRAConfig
 from gptfast.report import read_metrics
 
 SMALL = ("--n-layer=1", "--n-head=2", "--n-embd=32", "--context-length=48", "--encoding=bytes")
@@ -43,7 +44,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_it_learns_and_leaves_a_run(trained: Path) -> None:
+def test_it_learns_and_leaves_a_run(trained: Path, data: Path) -> None:
     results = json.loads((trained / "results.json").read_text())
     assert results["test"]["n"] == 24 and results["test"]["accuracy"] > 0.9
     assert results["fit"]["best"]["val_f1"] == max(
@@ -53,6 +54,8 @@ def test_it_learns_and_leaves_a_run(trained: Path) -> None:
     for name in ("training.png", "confusion.png", "reliability.png"):
         assert (trained / name).read_bytes()[:4] == b"\x89PNG"
     lines = [json.loads(line) for line in (trained / "test.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == read_labelled(data).split((0.6, 0.2, 0.2), 123)[2].texts
+    assert results["fit"]["last"]["train_accuracy"] > 0.9
     assert np.mean([line["label"] == line["predicted"] for line in lines]) == results["test"]["accuracy"]
     assert json.loads((trained / "config.json").read_text())["seed"] == 123
 
@@ -87,13 +90,28 @@ def test_classify(trained: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
     assert "1 texts are longer than 48 tokens; their beginning was classified" in capsys.readouterr().err
 
 
-def test_from_a_pretrained_model(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_pretrained_model(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only the head and LoRA move, packed, with class weights, and patience ends it; the base is a model folder."""
+    asked: list[Any] = []
+    train_only = Classifier.train_only
+    monkeypatch.setattr(Classifier, "train_only", lambda *args: (asked.append(args[1:]), train_only(*args)))
     gptfast.GPT(gptfast.GPTConfig(257, 48, 1, 2, 32)).save_pretrained(tmp_path / "base")
     argv = ["finetune-classifier", str(data), f"--out={tmp_path / 'run'}", f"--init={tmp_path / 'base'}"]
-    argv += ["--layers=lora", "--lora-rank=2", "--batching=pack", "--balance=weights", "--dropout=0.1", "--patience=1"]
+    argv += [
+        "--layers=lora",
+        "--lora-rank=2",
+        "--lora-alpha=3",
+        "--lora-dropout=0.25",
+        "--batching=pack",
+        "--balance=weights",
+        "--dropout=0.1",
+        "--patience=1",
+    ]
     argv += ["--max-length=16", "--epochs=6", "--lr=1e-9", "--encoding=bytes", "--device=cpu", "--precision=fp32"]
     assert main(argv) == 0
+    assert asked == [("lora", LoRAConfig(2, 3, 0.25, ("c_attn",)))]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["trained_parameters"] == 2 * (32 + 96) + 3 * 32
     assert results["fit"]["stopped"] == "patience" and results["fit"]["epochs"] < 6
@@ -147,6 +165,21 @@ def test_a_vocabulary_of_its_own_and_undersampling(tmp_path: Path, capsys: pytes
     assert main(["classify", str(tmp_path / "run"), "ab vv"]) == 0
 
 
+def test_names_are_no_markup_and_texts_in_two_splits_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "two.jsonl", {"[/b]": "xx", "[red]no": "vv"}, 20)
+    argv = ["finetune-classifier", str(path), f"--out={tmp_path / 'run'}", *FLAGS, "--epochs=0.1"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "F1 of [red]no" in said and said.count("[/b]") > 3 and "twice" not in said
+    path.write_text(path.read_text() * 2)
+    assert main([*argv[:2], f"--out={tmp_path / 'again'}", *argv[3:]]) == 0
+    train, _, test = read_labelled(path).split((0.7, 0.1, 0.2), 123)
+    n = sum(text in train.texts for text in test.texts)
+    assert n > 0 and f"{n} test texts are in the training split too" in capsys.readouterr().out
+
+
 def test_the_seed_decides(data: Path, tmp_path: Path) -> None:
     def losses(name: str, seed: int) -> list[float]:
         argv = ["finetune-classifier", str(data), f"--out={tmp_path / name}", *FLAGS, "--epochs=1", "--dropout=0.2"]
@@ -155,6 +188,23 @@ def test_the_seed_decides(data: Path, tmp_path: Path) -> None:
 
     assert losses("a", 1) == losses("b", 1) != losses("c", 2)
     assert (tmp_path / "a/best/model.safetensors").read_bytes() == (tmp_path / "b/best/model.safetensors").read_bytes()
+
+
+def test_the_lowest_loss_can_be_the_best(data: Path, tmp_path: Path) -> None:
+    """Where the macro F1 is as high before: a classifier that becomes surer of what it knows."""
+    argv = ["finetune-classifier", str(data), f"--out={tmp_path / 'run'}", *FLAGS, "--epochs=6", "--monitor=loss"]
+    assert main(argv) == 0
+    best = json.loads((tmp_path / "run" / "results.json").read_text())["fit"]["best"]
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["step"] and "val_f1" in row]
+    assert best == min(rows, key=lambda row: row["val_loss"]) != max(rows, key=lambda row: row["val_f1"])
+
+
+def test_each_epoch_has_an_order_of_its_own(data: Path, tmp_path: Path) -> None:
+    """On a model that hardly moves, the same batches would have the same losses."""
+    argv = ["finetune-classifier", str(data), f"--out={tmp_path / 'run'}", *FLAGS, "--epochs=2", "--lr=1e-12"]
+    assert main([*argv, "--batch-size=42"]) == 0  # of 84
+    a, b, c, d = (row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row)
+    assert {a, b} != {c, d}
 
 
 @pytest.mark.parametrize(

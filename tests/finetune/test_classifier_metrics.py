@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from gptfast.finetune.metrics import (
     confusion_matrix,
+    draw,
     expected_calibration_error,
     log_loss,
     precision_recall_f1,
@@ -47,6 +50,12 @@ def test_calibration() -> None:
     assert expected_calibration_error(bins) == pytest.approx(0.25 * 2 / 5 + 0.05 * 3 / 5)
 
 
+def test_a_bin_has_its_upper_edge() -> None:
+    """(0.7, 0.8], as Guo et al. 2017 have them."""
+    p = np.array([[0.5, 0.5], [0.8, 0.2], [1.0, 0.0]])
+    assert [b["high"] for b in reliability(p, np.zeros(3, int))] == pytest.approx([0.5, 0.8, 1.0])
+
+
 def test_probabilities_that_are_right_as_often_as_they_say_are_calibrated() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.full(3, 0.7), 100_000)
@@ -63,3 +72,19 @@ def test_scores_are_json_and_f1_is_the_second_class() -> None:
     assert result["f1"] == result["classes"]["spam"]["f1"] == pytest.approx(4 / 5)
     assert result["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert result["loss"] == pytest.approx(-np.log([0.9, 0.8, 0.4, 0.7]).mean())
+
+
+@pytest.mark.parametrize(
+    "names", [["$\\foo$", "日本語\n" + "x" * 3000], [f"{k}" for k in range(1000)]], ids=["odd", "many"]
+)
+def test_pictures_of_any_names(tmp_path: Path, names: list[str]) -> None:
+    """No formula, no warning, and no picture of more than 4,000 pixels a side, however many classes there are."""
+    y = np.arange(len(names))
+    test = scores(np.eye(len(names))[y], y, names)
+    rows = [{"epoch": 0.1, "loss": 1.0}, {"epoch": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw(tmp_path, rows, test, "a $\\run$") == ["training.png", "confusion.png", "reliability.png"]
+    for picture in tmp_path.iterdir():
+        header = picture.read_bytes()[:24]
+        assert header[:4] == b"\x89PNG" and max(np.frombuffer(header[16:24], ">u4")) < 4000

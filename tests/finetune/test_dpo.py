@@ -15,6 +15,7 @@ from gptfast.cli import main
 from gptfast.finetune.dpo import (
     Pair,
     Referenced,
+    _fit_pairs,
     dpo_loss,
     margins,
     pair_batch,
@@ -85,14 +86,20 @@ def test_of_a_chat_only_the_last_response_counts():
     pair = pair_of({"messages": turns, "chosen": "yes", "rejected": "no"}, TEMPLATE, ENCODING)
     for tokens, response in ((pair.chosen, "yes"), (pair.rejected, "no")):
         assert [t for t in tokens.targets if t >= 0] == [*response.encode(), ENCODING.eot_token]
+    tight = Template("tight", "{instruction}{output}", separator="")  # a question of a single token
+    pair = pair_of({"messages": turns, "chosen": "yes", "rejected": "no"}, tight, ENCODING)
+    assert pair.chosen == ([*b"abcyes"], [-100, -100, *b"yes", ENCODING.eot_token])
     single = pair_of({"instruction": "c", "chosen": "yes", "rejected": "no"}, TEMPLATE, ENCODING)
     assert isinstance(single, Pair) and fit_context(single, 3, "drop").dropped == 2
+    assert _fit_pairs([single], 3, "drop") == ([], 0, 1)  # a pair is left out, or cut, as one
+    assert _fit_pairs([single], 3, "truncate")[1:] == (1, 0)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"chosen": ""}, "no text 'chosen'"),
+        ({"chosen": " \n"}, "no text 'chosen'"),
         ({"rejected": 3}, "no text 'rejected'"),
         ({"instruction": ""}, "'instruction' is empty"),
         ({"messages": "Hi"}, "not a list"),
@@ -103,15 +110,20 @@ def test_bad_pairs_are_refused(change, message):
         pair_of({"instruction": "a", "chosen": "yes", "rejected": "no", **change}, TEMPLATE, ENCODING)
 
 
+@pytest.mark.parametrize("kind", ["instruction", "messages"])
 @pytest.mark.parametrize("flags", [(), ("--lora-rank", "8")])
-def test_a_run_learns_the_preference(tmp_path, capsys, flags):
+def test_a_run_learns_the_preference(tmp_path, capsys, flags, kind):
     new_model(0, torch.float32).save_pretrained(tmp_path / "base")
     pairs = [{"instruction": f"n{n}", "chosen": f"{n} ok", "rejected": f"{n} no"} for n in range(40)]
+    TEMPLATE.save(tmp_path / "base")  # as --init was fine-tuned with, it goes on
+    if kind == "messages":
+        for pair in pairs:
+            pair["messages"] = [{"role": "user", "content": pair.pop("instruction")}]
     pairs[7]["rejected"] = pairs[7]["chosen"]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     arguments = (
         "finetune-dpo", tmp_path / "pairs.json", "--init", tmp_path / "base", "--out", tmp_path / "run", "--encoding",
-        "bytes", "--template", "{instruction}={output}", "--epochs", "3", "--lr", "1e-2", "--beta", "0.5",
+        "bytes", "--epochs", "3", "--lr", "1e-2", "--beta", "0.5",
         "--samples", "1", *flags,
     )  # fmt: skip
     assert main([str(a) for a in arguments]) == 0
@@ -122,7 +134,9 @@ def test_a_run_learns_the_preference(tmp_path, capsys, flags):
     said = capsys.readouterr().out
     assert "reward accuracy" in said and "1 pairs were left out" in said
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+    assert Template.load(tmp_path / "run") == TEMPLATE
     assert (tmp_path / "run" / "adapter").is_dir() == bool(flags)
+    assert (tmp_path / "run" / "samples" / "evaluation-000.txt").read_text().startswith("> n")
 
 
 def test_beta_must_be_above_zero(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gptfast.errors import GptfastError
-from gptfast.finetune.fit import FitConfig, fit
+from gptfast.finetune.fit import FitConfig, atomic_folder, fit
 from gptfast.report import read_metrics
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
@@ -48,14 +49,15 @@ def linear(seed: int = 0) -> nn.Linear:
     return nn.Linear(3, 1)
 
 
-def test_accumulated_batches_weight_every_target_equally(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clip", [4.4, 0])
+def test_accumulated_batches_weight_every_target_equally(tmp_path: Path, clip: float) -> None:
     """Steps of 5 + 2 + 3 rows, then of the 4 that are left of the epoch, are AdamW's on the means over their rows."""
     model, by_hand = linear(), linear()
     run_fit(
-        model, tmp_path, (5, 2, 3, 4), grad_accum=3, epochs=2, warmup=0, schedule="constant", weight_decay=0.1,
-        grad_clip=4.4, epoch=lambda n: torch.arange(14).split([5, 2, 3, 4]),
+        model, tmp_path, (5, 2, 3, 4), grad_accum=3, epochs=2, warmup=0, schedule="constant", weight_decay=0.3,
+        grad_clip=clip, epoch=lambda n: torch.arange(14).split([5, 2, 3, 4]),
     )  # fmt: skip
-    groups = [{"params": [by_hand.weight], "weight_decay": 0.1}, {"params": [by_hand.bias], "weight_decay": 0.0}]
+    groups = [{"params": [by_hand.weight], "weight_decay": 0.3}, {"params": [by_hand.bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.05, betas=(0.9, 0.95))
     losses, norms = [], []
     for rows in (torch.arange(10), torch.arange(10, 14)) * 2:
@@ -63,7 +65,7 @@ def test_accumulated_batches_weight_every_target_equally(tmp_path: Path) -> None
         mean = nn.functional.mse_loss(by_hand(X[rows]), Y[rows])
         mean.backward()
         losses.append(mean.item())
-        norms.append(nn.utils.clip_grad_norm_(by_hand.parameters(), 4.4).item())
+        norms.append(nn.utils.clip_grad_norm_(by_hand.parameters(), clip or 1e9).item())
         optimizer.step()
     torch.testing.assert_close(model.state_dict(), by_hand.state_dict())
     steps = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
@@ -193,6 +195,33 @@ def test_a_save_that_fails_leaves_the_best_before_it(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "metrics.jsonl"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 8
+
+
+def test_a_kill_at_any_rename_leaves_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kill does, an exception ends the renames: before the first, between two, after the last."""
+    replace, allowed = os.replace, [9]
+
+    def killed(source: Path, target: Path) -> None:
+        if not allowed[0]:
+            raise KeyboardInterrupt
+        allowed[0] -= 1
+        replace(source, target)
+
+    def save(content: str) -> None:
+        with atomic_folder(tmp_path / "best") as folder:
+            (folder / "config.json").write_text("the same")
+            (folder / "weights").write_text(content)
+
+    save("first")
+    monkeypatch.setattr(os, "replace", killed)
+    for renames in range(4):
+        allowed[0] = renames
+        with contextlib.suppress(KeyboardInterrupt):
+            save(f"after {renames}")
+        whole = {file.name: file.read_text() for file in (tmp_path / "best").iterdir()}
+        assert whole.keys() == {"config.json", "weights"} and whole["config.json"] == "the same"
+    assert whole["weights"] == "after 3"
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:

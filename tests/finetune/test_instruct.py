@@ -44,13 +44,20 @@ def tune(data, base, out, *flags):
     return main(["finetune-instruct", str(data), "--init", str(base), "--out", str(out), *flags])
 
 
-def loss_of(model, examples):
-    batch = pad([tokenise(e, Template.of("{instruction}={output}"), ENCODING) for e in examples])
+def loss_of(model, examples, loss="response"):
+    batch = pad([tokenise(e, Template.of("{instruction}={output}"), ENCODING, loss) for e in examples])
     with torch.no_grad():
         return (target_losses(model, batch) / batch.n).item()
 
 
-@pytest.mark.parametrize("flags", [(), ("--padding",), ("--lora-rank", "4", "--lora-targets", "c_attn", "c_fc")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--padding", "--batch-size", "3"),
+        ("--lora-rank", "4", "--lora-alpha", "8", "--lora-dropout", "0.1", "--lora-targets", "c_attn", "c_fc"),
+    ],
+)
 def test_a_run(data, base, tmp_path, capsys, flags):
     transformers = pytest.importorskip("transformers")
     run = tmp_path / "run"
@@ -78,12 +85,21 @@ def test_a_run(data, base, tmp_path, capsys, flags):
             transformers.GPT2LMHeadModel.from_pretrained(base), run / "adapter"
         ).eval()
         torch.testing.assert_close(model(idx), theirs(idx).logits, atol=1e-4, rtol=1e-4)
+        values = json.loads((run / "adapter" / "adapter_config.json").read_text())
+        assert (values["r"], values["lora_alpha"], values["lora_dropout"]) == (4, 8, 0.1)
+        for folder, hint in ((run, "it is a run: give its best/"), (run / "adapter", "a LoRA adapter alone")):
+            with pytest.raises(gptfast.GptfastError, match=hint):
+                gptfast.load_weights(folder)
     else:
         assert not (run / "adapter").exists()
     # The run names its tokenizer and is something to start from.
-    assert tune(data, run, tmp_path / "more", "--epochs", "0.5") == 0
-    again = read_metrics(tmp_path / "more" / "metrics.jsonl")
-    assert again[0]["val_loss"] == pytest.approx(best, rel=1e-4)
+    more = tmp_path / "more"
+    assert tune(data, run, more, "--epochs", "0.5", *flags) == 0
+    assert read_metrics(more / "metrics.jsonl")[0]["val_loss"] == pytest.approx(best, rel=1e-4)
+    if "--lora-rank" in flags:  # whose adapter says what it belongs on: the model in that run, not the run
+        theirs = peft.AutoPeftModelForCausalLM.from_pretrained(more / "adapter").eval()
+        ours = gptfast.GPT.from_pretrained(more / "best")
+        torch.testing.assert_close(ours(idx), theirs(idx).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_packing_and_padding_train_alike_where_their_batches_are_the_same(data, base, tmp_path):
@@ -94,6 +110,30 @@ def test_packing_and_padding_train_alike_where_their_batches_are_the_same(data, 
         [r["loss"] for r in read_metrics(tmp_path / f"run{n}" / "metrics.jsonl") if "loss" in r] for n in (0, 1)
     )
     assert len(packed) == 3 and packed == pytest.approx(padded, rel=1e-5)
+
+
+def test_each_epoch_has_an_order_of_its_own(data, base, tmp_path):
+    """On a model that hardly moves, the same batches would have the same losses."""
+    flags = ("--epochs", "2", "--lr", "1e-12", "--batch-size", "17", "--samples", "0", "--loss", "all")
+    assert tune(data, base, tmp_path / "run", *flags) == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    a, b, c, d = (row["loss"] for row in rows if "loss" in row)
+    assert {a, b} != {c, d}
+    everything = json.loads(data.read_text())
+    val = [everything[i] for i in instruct.split_of(len(everything), "seed", 123)["val"]]
+    expected = loss_of(gptfast.GPT.from_pretrained(base), val, "all")  # of prompts and responses
+    assert rows[0]["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("long, said", [("drop", "5 examples were left out"), ("truncate", "5 examples are longer")])
+def test_long_examples_are_cut_or_left_out_as_asked(data, base, tmp_path, capsys, long, said):
+    examples = json.loads(data.read_text())[:20]
+    for example in examples[:5]:
+        example["output"] = "long" * 20
+    (tmp_path / "long.json").write_text(json.dumps(examples))
+    flags = ("--long", long, "--epochs", "0.1", "--samples", "0")
+    assert tune(tmp_path / "long.json", base, tmp_path / "run", *flags) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_an_answer_ends_at_end_of_text_or_a_stop_and_stays_in_the_context(base, monkeypatch):

@@ -109,12 +109,15 @@ def test_an_epoch_has_every_example_once_in_an_order_of_its_own():
             seen[packing, seed] = rows
             filled[packing] = sum(b.tokens for b in made) / sum(b.idx.numel() for b in made)
         assert seen[packing, 0] != seen[packing, 1]
+    assert sorted(seen[True, 0]) != sorted(seen[True, 1])  # other batches, and not only their order
     assert filled[True] == 1 and filled[False] > 0.85  # examples of similar length are together
 
 
 def test_long_examples_are_cut_or_left_out_and_counted():
     long, prompt_only = Tokens([1] * 9, [-100] * 4 + [2] * 5), Tokens([1] * 9, [-100] * 8 + [2])
     short = Tokens([1, 2], [-100, 3])
+    fits = Tokens([1] * 6, [2] * 6)
+    assert fit_context([fits], 6, "drop") == fit_context([fits], 6, "truncate") == ([fits], 0, 0)
     cut = fit_context([long, prompt_only, short], 6, "truncate")
     assert cut == ([Tokens([1] * 6, [-100] * 4 + [2] * 2), short], 1, 1)
     assert fit_context([long, prompt_only, short], 6, "drop") == ([short], 0, 2)
@@ -154,6 +157,7 @@ def test_files(tmp_path):
         ("f.jsonl", b'{"a": 1}\n{"a": 2\n', "line 2 is not valid JSON"),
         ("g.json", b"\xff", "not UTF-8"),
         ("h.csv", b"a,b", "neither .json"),
+        ("i.json", rb'[{"a": "b"}, {"a": ["\ud83d"]}]', "example 1 .from 0. has half of a surrogate pair"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(gptfast.GptfastError, match=message):

@@ -77,6 +77,13 @@ def test_columns_by_name_and_number(tmp_path: Path) -> None:
     assert read_labelled(write(tmp_path / "ones.csv", [("1", "a"), ("0", "b")], None), label="1").texts == ["a", "b"]
 
 
+def test_numbers_that_are_alike_or_huge_have_one_order(tmp_path: Path) -> None:
+    """Whatever order a set has in this process, and beyond the digits that Python makes an int of."""
+    names = ["0" * n + "1" for n in range(7, -1, -1)]
+    rows = [(name, "text") for name in [*reversed(names), "9" * 5000, "2"]]
+    assert read_labelled(write(tmp_path / "data.jsonl", rows)).names == [*names, "2", "9" * 5000]
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [([10, 9, 9], ["9", "10"]), ([True, False, True], ["false", "true"]), (["b", "a", "c"], ["a", "b", "c"])],
@@ -120,6 +127,7 @@ def test_bad_rows(tmp_path: Path, suffix: str, rows: list[tuple[Any, ...]], mess
         ([(1, "x"), ("b", "y")], "some labels are int and some str"),
         ([(True, "x"), (0, "y")], "some labels are bool and some int"),
         ([], "has no rows"),
+        ([("a", "x"), ("b", "y\ud83d"), ("c\ude00", "z")], "lines 2, 3: half of a surrogate pair"),
     ],
 )
 def test_bad_values(tmp_path: Path, rows: list[tuple[Any, ...]], message: str) -> None:

@@ -57,6 +57,8 @@ def test_untrained_the_model_is_the_base_bit_for_bit_and_keeps_its_parameters(dt
     after = model.state_dict()
     assert all(after[name].data_ptr() == tensor.data_ptr() for name, tensor in state.items())
     extra = set(after) - set(state)
+    A = model.h[0].attn.c_attn.lora_A  # uniform, as PEFT's
+    assert 0.8 * 32**-0.5 < A.abs().max() <= 32**-0.5
     assert len(extra) == 2 * 2 * 4 and all(name.endswith(("lora_A", "lora_B")) for name in extra)
 
 
@@ -219,6 +221,7 @@ def test_targets_that_cannot_be_are_refused():
     model = new_model()
     for bad, message in [
         (LoRAConfig(0), "rank is 0"),
+        (LoRAConfig(33), "rank is 33; that of h.0.attn.c_attn is 32 at most"),
         (LoRAConfig(4, 0), "alpha is 0"),
         (LoRAConfig(4, dropout=1.0), "dropout is 1.0"),
         (LoRAConfig(targets=()), "no targets; choose among attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"),
@@ -251,6 +254,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
 
     refused("asks for use_dora", use_dora=True)
     refused("asks for rank_pattern", rank_pattern={"c_attn": 2})
+    refused("asks for init_lora_weights = 'pissa'", init_lora_weights="pissa")  # it would change the base's weights too
     refused("not plain LoRA", peft_type="LOHA")
     refused("not plain LoRA", bias="all")
     refused("does not fit this model: h.0.attn.c_attn.lora_A", r=5)

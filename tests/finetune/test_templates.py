@@ -78,6 +78,8 @@ def test_stops():
     assert Template.of("alpaca").stops() == ["### Instruction:"]
     assert Template.of("phi3").stops() == ["<|end|>", "<|user|>"]
     assert Template.of("Q: {instruction}\nA: {output} ##").stops() == ["##", "\nQ:"]
+    assert Template.of("> {instruction}\n{output}").stops() == ["\n>"]  # not where an answer says 3 > 2
+    assert Template.of("{instruction}={output}").stops() == []
 
 
 def test_a_users_own(tmp_path):
@@ -137,6 +139,7 @@ USER = {"role": "user", "content": "Hi"}
         ({}, "nothing"),
         ({"text": "a"}, "neither 'instruction' nor 'messages', but 'text'"),
         ({**EXAMPLE, "output": ""}, "no response"),
+        ({**EXAMPLE, "output": " \n"}, "no response"),
         ({**EXAMPLE, "output": None}, "'output' is None"),
         ({**EXAMPLE, "instruction": "  "}, "'instruction' is empty"),
         ({"messages": []}, "not a list"),
