@@ -18,7 +18,8 @@ from rich.text import Text
 from .assistant import Assistant, load_assistant
 from .errors import GptfastError
 from .files import atomic_write
-from .serve.engine import Engine, Event, Generation, Sampling
+from .generate import show_any_text
+from .serve.engine import Engine, Event, Generation, Sampling, Stopped
 
 HELP = '''/reset        begin a new conversation
 /system TEXT  set the system message; without TEXT, take it away
@@ -40,7 +41,7 @@ class ChatConfig:
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run folder, one of its checkpoints, or a model folder in Hugging Face's layout."""
-    system: str | None = None
+    system: str = ""
     """The system message to begin with."""
     max_new_tokens: int = 256
     """Tokens of an answer at most."""
@@ -67,11 +68,10 @@ class Chat:
 
     def __init__(self, assistant: Assistant, sampling: Sampling, max_new_tokens: int, seed: int | None = None) -> None:
         self.assistant, self.sampling, self.max_new_tokens, self.seed = assistant, sampling, max_new_tokens, seed
-        self.system: str | None = None
+        self.system = ""
         self.history: list[dict[str, str]] = []
         self.dropped, self.finish = 0, ""
         self.answers = 0
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._engine = Engine(assistant.model, assistant.encoding, rows=1, waiting=1)
         self._engine.start()
 
@@ -88,22 +88,27 @@ class Chat:
         nor is its question. Raises GptfastError for a question that does not fit.
         """
         turn = {"role": "user", "content": question}
-        context = self.assistant.context
+        context, dropped = self.assistant.context, self.dropped
         room = min(self.max_new_tokens, context // 4)
         while True:
-            prompt = self.assistant.prompt([*self.messages(self.dropped), turn])
-            if 2 * self.dropped == len(self.history) or len(prompt) + room <= context:
+            prompt = self.assistant.prompt([*self.messages(dropped), turn])
+            if 2 * dropped == len(self.history) or len(prompt) + room <= context:
                 break
-            self.dropped += 1
+            dropped += 1
         seed = None if self.seed is None else self.seed + self.answers
         stops = self.assistant.template.stops()
-        generation = Generation(prompt, self.max_new_tokens, self._events.put, self.sampling, seed, stops)
-        self._engine.submit([generation])
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        generation = Generation(prompt, self.max_new_tokens, events.put, self.sampling, seed, stops)
+        try:
+            self._engine.submit([generation])
+        except Stopped:
+            raise GptfastError("the model failed; /save keeps what was said, then start the chat anew") from None
+        self.dropped = dropped
         self.answers += 1
         answer, self.finish = "", ""
         try:
             while not self.finish:
-                event = self._events.get()
+                event = events.get()
                 answer += event.text
                 self.finish = event.finish or ""
                 yield event.text
@@ -112,7 +117,7 @@ class Chat:
         finally:
             self._engine.cancel([generation])
             while not self.finish:
-                self.finish = self._events.get().finish or ""
+                self.finish = events.get().finish or ""
             if answer.strip():
                 self.history += [turn, {"role": "assistant", "content": answer}]
 
@@ -142,14 +147,17 @@ class Terminal:
         while not lines[-1].rstrip().endswith('"""'):
             following = self._line(". ")
             if following is None:
-                return "\n".join(lines)
+                break
             lines.append(following)
-        lines[-1] = lines[-1].rstrip()[:-3]
+        lines[-1] = lines[-1].rstrip().removesuffix('"""')
         return " " + "\n".join(lines).strip("\n")  # behind a space it is no command
 
     def _line(self, prompt: str) -> str | None:
         try:
             if self.interactive:
+                if not sys.stdout.isatty():  # where input() would write it
+                    self.notes.print(prompt, end="")
+                    prompt = ""
                 text = input(prompt)
             elif not (text := sys.stdin.readline()):
                 return None
@@ -205,16 +213,21 @@ class Terminal:
             self.chat.reset()
             self.note("(a new conversation)")
         elif name == "system":
-            self.chat.system = argument or None
+            self.chat.system = argument
             self.note("(the system message is set)" if argument else "(there is no system message now)")
         elif name == "save":
             if not argument:
                 raise GptfastError("/save needs the name of a file")
-            path = Path(argument).expanduser()
-            if path.exists():
-                raise GptfastError(f"{path} exists; give another name")
-            with atomic_write(path, "w") as file:
-                file.write(json.dumps({"messages": self.chat.messages()}, ensure_ascii=False) + "\n")
+            try:
+                path = Path(argument).expanduser()
+                if path.exists():
+                    raise GptfastError(f"{path} exists; give another name")
+                with atomic_write(path, "w") as file:
+                    file.write(json.dumps({"messages": self.chat.messages()}, ensure_ascii=False) + "\n")
+            except GptfastError:
+                raise
+            except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user, a zero byte
+                raise GptfastError(f"cannot write {argument}: {error}; give another name") from None
             self.note(f"({path} holds {len(self.chat.messages())} messages)")
         elif name == "help":
             self.note(HELP)
@@ -237,10 +250,11 @@ def check(config: ChatConfig) -> None:
 def main(argv: list[str]) -> None:
     config = tyro.cli(ChatConfig, args=argv, prog="gptfast chat")
     check(config)
+    show_any_text()
     assistant = load_assistant(config.run, config.checkpoint, config.encoding, config.device)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     chat = Chat(assistant, sampling, config.max_new_tokens, config.seed)
-    chat.system = config.system or None
+    chat.system = config.system
     terminal = Terminal(chat)
     if terminal.interactive:
         try:

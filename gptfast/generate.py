@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,12 @@ def load_for_generation(
     return model, tokenizer
 
 
+def show_any_text() -> None:
+    """Write what the encoding of standard output lacks as \\u escapes: a model may say any character."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _batches(ids: Sequence[list[int]]) -> Iterator[list[int]]:
     """Indices of the prompts, those of equal length together: a batch needs no padding."""
     for length in sorted({len(i) for i in ids}):
@@ -83,6 +90,7 @@ def main(argv: list[str]) -> None:
         raise GptfastError("--prompt names no text; give at least one, or leave it out")
     if not 0 <= config.seed < 2**63:
         raise GptfastError(f"--seed is {config.seed}; it must be at least 0 and below 2**63")
+    show_any_text()
     model, encoding = load_for_generation(config.run, config.checkpoint, config.encoding, config.device)
     sampling: dict[str, Any] = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     ids = [encoding.encode_ordinary(p) or [encoding.eot_token] for p in config.prompt]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ import gptfast
 from gptfast.checkpoint import find_checkpoint
 from gptfast.cli import main
 from gptfast.model import KVCache
-from gptfast.sampling import sample, stream
+from gptfast.sampling import probabilities, sample, stream
 
 CONFIG = gptfast.GPTConfig(vocab_size=257, context_length=24, n_layer=2, n_head=2, n_embd=32)
 
@@ -93,6 +95,12 @@ def test_filters_keep_the_likeliest_only():
     assert draws(logits, temperature=0) == {1}
 
 
+def test_top_p_of_a_flat_and_of_a_steep_distribution():
+    kept = probabilities(torch.zeros(1, 1000), top_p=0.9) > 0  # more than the likeliest few hundred
+    assert abs(int(kept.sum()) - 900) <= 1
+    assert probabilities(torch.arange(7.0)[None], top_p=5e-324).tolist() == [[0.0] * 6 + [1.0]]
+
+
 def test_training_mode_is_given_back(model):
     model.train()
     list(stream(model, torch.zeros(1, 1, dtype=torch.long), 2))
@@ -130,6 +138,27 @@ def test_command_writes_one_or_several_texts(model, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("command_line")
+def test_ids_that_are_no_token_are_left_out(tmp_path, capsys):
+    torch.manual_seed(0)
+    padded = gptfast.GPT(gptfast.GPTConfig(300, 24, 1, 1, 8))
+    padded.lm_head.weight.data[257:] *= 100  # so that about half of what is drawn has no bytes
+    padded.save_pretrained(tmp_path)
+    flags = ["generate", str(tmp_path), "--encoding", "bytes", "--max-new-tokens", "20", "--device", "cpu"]
+    for prompts in (["a"], ["a", "b"]):
+        assert main([*flags, "--prompt", *prompts]) == 0
+        assert "a" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("command_line")
+def test_a_character_that_the_output_cannot_show_is_escaped(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    assert main(["generate", str(tmp_path), "--encoding", "bytes", "--max-new-tokens", "20", "--device", "cpu"]) == 0
+    assert b"\\ufffd" in out.buffer.getvalue()
+
+
+@pytest.mark.usefixtures("command_line")
 def test_command_says_when_the_window_slides(model, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     assert main(["generate", str(tmp_path), "--encoding", "bytes", "--max-new-tokens", "30", "--device", "cpu"]) == 0
@@ -154,3 +183,6 @@ def test_command_refuses_another_models_encoding(model, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     assert main(["generate", str(tmp_path)]) == 2
     assert "pass --encoding" in capsys.readouterr().err
+    gptfast.GPT(gptfast.GPTConfig(200, 24, 1, 1, 8)).save_pretrained(tmp_path)
+    assert main(["generate", str(tmp_path), "--encoding", "bytes", "--device", "cpu"]) == 2
+    assert "'bytes' has 257 tokens, the model 200" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gptfast.sampling import TextStream
@@ -31,6 +31,8 @@ def pushed(data: bytes, cuts: list[int], stops: list[str]) -> tuple[list[str], b
 few = st.text("abé€😀", max_size=12)
 
 
+@example("xba", [], ["a", "b"])  # the first in the text, not in the list
+@example("xab", [], ["b", "ab"])  # of two with one end the longer
 @given(few, st.lists(st.integers(0, 60), max_size=8), st.lists(st.text("abé€", min_size=1, max_size=4), max_size=3))
 def test_stops_where_a_reader_of_characters_would(text, cuts, stops):
     pieces, stopped = pushed(text.encode(), cuts, stops)

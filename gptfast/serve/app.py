@@ -207,7 +207,7 @@ def make_app(assistant: Assistant, rows: int = 32, waiting: int = 64, key: str |
         await asyncio.to_thread(engine.join)
 
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503)
+        status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
     }
     app = FastAPI(title="gptfast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine = engine
@@ -274,10 +274,12 @@ def make_app(assistant: Assistant, rows: int = 32, waiting: int = 64, key: str |
     async def refused(request: HTTPRequest, error: StarletteHTTPException) -> Response:
         body = error.body if isinstance(error, Problem) else None
         if body is None:
-            message = {404: "there is no such path", 405: "the path has no such method"}.get(
-                error.status_code, error.detail
-            )
-            body = error_body(str(message), KINDS.get(error.status_code, "invalid_request_error"))
+            message = {
+                400: "the body is not JSON in UTF-8, or nests too deep, or has a number of too many digits",
+                404: "there is no such path",
+                405: "the path has no such method",
+            }.get(error.status_code, str(error.detail))
+            body = error_body(message, KINDS.get(error.status_code, "invalid_request_error"))
         return answer(body, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)

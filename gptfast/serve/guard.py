@@ -1,4 +1,4 @@
-"""Who may ask, and how much: the API key, the Host header, the size of a body and the time it may take."""
+"""Who may ask, and how much: the API key, the Host header, the kind and size of a body and the time it may take."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """ASGI middleware: hands on requests whose body is whole and small.
+    """ASGI middleware: hands on requests whose body is whole, small and JSON.
 
     With a key every route but OPEN asks for it. Without one, only names of this machine are answered to: a page in a
     browser here could else reach the server under its own site's name (DNS rebinding).
@@ -65,6 +65,10 @@ class Guard:
         if body is None:
             message = f"the body is larger than {MAX_BODY:,} bytes"
             return await refuse(send, 413, message, "invalid_request_error", "request_too_large")
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if body and kind != b"application/json":  # also none: that is what any page may send here, unasked
+            message = "send the body with the header Content-Type: application/json"
+            return await refuse(send, 415, message, "invalid_request_error")
         await self.app(scope, replay(body, receive), send)
 
 

@@ -14,8 +14,8 @@ import gptfast
 
 
 class Script:
-    """Stands in for `Decoder`: row by row the tokens that `text` holds, whatever the prompt. `gate`: each step waits
-    for a permit, if there is one. `calls`: what the engine asked for.
+    """Stands in for `PartDecoder`: row by row the tokens that `text` holds, whatever the prompt. `gate`: each step
+    waits for a permit, if there is one. `calls`: what the engine asked for.
     """
 
     def __init__(self, text: bytes = b"", gate: threading.Semaphore | None = None) -> None:
@@ -33,8 +33,8 @@ class Script:
             self.place[row] += 1
         return out
 
-    def prefill(self, idx: torch.Tensor, row: int = 0) -> torch.Tensor:
-        self.calls.append(("prefill", [row]))
+    def read(self, idx: torch.Tensor, row: int, start: int) -> torch.Tensor:
+        self.calls.append(("read", [row] * idx.shape[1]))
         self.place[row] = 0
         return self.logits([row])
 

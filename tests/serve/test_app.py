@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import select
 import socket
 import threading
+import urllib.request
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ resource = pytest.importorskip("resource", reason="memory is read as Unix gives 
 openai = pytest.importorskip("openai", reason="the client of these tests is openai (make test installs it)")
 pytest.importorskip("fastapi", reason="the server needs fastapi (the extra `serve`)")
 
+from gptfast.serve import guard  # noqa: E402
 from gptfast.serve.app import make_app  # noqa: E402
 
 HI = [{"role": "user", "content": "hi"}]
@@ -27,12 +30,13 @@ def client(port):
         yield client
 
 
-def ask(port: int, body, path: str = "/v1/chat/completions", method: str = "POST", **headers: str):
+def ask(port: int, body, path: str = "/v1/chat/completions", method: str = "POST", **headers: str | None):
     """Status, headers, and the JSON of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, data, {"Content-Type": "application/json", **headers})
+        every = {"Content-Type": "application/json", **headers}
+        connection.request(method, path, data, {name: value for name, value in every.items() if value is not None})
         response = connection.getresponse()
         return response.status, response.headers, json.loads(response.read())
     finally:
@@ -79,6 +83,9 @@ def test_completions(client, assistant):
     ids = client.completions.create(model="tiny", prompt=[list(b"Once"), list(b"upon")], temperature=0)
     assert [c.text for c in several.choices] == [c.text for c in ids.choices]
     assert several.choices[0].text == text.choices[0].text and several.usage == ids.usage
+    assert several.usage.prompt_tokens == 8
+    nothing = client.completions.create(model="tiny", prompt="", temperature=0)  # begins behind an end-of-text
+    assert nothing.choices == client.completions.create(model="tiny", prompt=[256], temperature=0).choices
     streamed = client.completions.create(model="tiny", prompt="Once", temperature=0, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == text.choices[0].text
 
@@ -89,6 +96,15 @@ def test_stop_strings_are_not_in_the_text(client):
     for stops in (stop, ["never", stop]):
         choice = client.completions.create(model="tiny", prompt="Once", seed=2, max_tokens=40, stop=stops).choices[0]
         assert choice.text == free[: free.index(stop)] and choice.finish_reason == "stop"
+
+
+def test_the_templates_own_stop_ends_a_chat(assistant, script):
+    script.text = b"yes.\nuser: and then?"
+    with serving(make_app(assistant, rows=1)) as port:
+        (choice,) = ask(port, {"messages": HI, "stop": "then"})[2]["choices"]
+        assert choice["message"]["content"] == "yes." and choice["finish_reason"] == "stop"
+        (choice,) = ask(port, {"prompt": "hi", "max_tokens": 30, "stop": "then"}, "/v1/completions")[2]["choices"]
+        assert choice["text"] == "yes.\nuser: and "  # a completion has no template
 
 
 def test_models(client):
@@ -145,14 +161,17 @@ def test_other_errors_have_openais_shape(port, client):
     assert error.value.code == "model_not_found"
     cases = [
         (ask(port, b"{"), 400, "not valid JSON"),
-        (ask(port, b"\xff\xfe"), 400, ""),
-        (ask(port, b"[" * 500_000), 400, ""),
-        (ask(port, b'{"seed": ' + b"9" * 500_000 + b"}"), 400, ""),
+        (ask(port, b'{"prompt": "\xff"}'), 400, "not JSON in UTF-8"),
+        (ask(port, b"[" * 500_000), 400, "nests too deep"),
+        (ask(port, b'{"seed": ' + b"9" * 500_000 + b"}"), 400, "too many digits"),
         (ask(port, {"messages": HI, "max_tokens": float("nan")}), 400, "max_tokens"),
         (ask(port, b'{"messages": [{"role": "user", "content": "\\ud800"}]}'), 400, "surrogate"),
         (ask(port, b'{"\\ud800": 1, "messages": []}'), 400, ""),
-        (ask(port, {"messages": HI}, **{"Content-Type": "text/plain"}), 400, ""),  # what a form elsewhere can send
-        (ask(port, b"x" * 3_000_000), 413, "larger than 1,048,576 bytes"),
+        # What a page elsewhere can send without being asked: a form, a text, and a Blob without a type.
+        (ask(port, {"messages": HI}, **{"Content-Type": "application/x-www-form-urlencoded"}), 415, "application/json"),
+        (ask(port, {"messages": HI}, **{"Content-Type": "text/plain;application/json"}), 415, "application/json"),
+        (ask(port, {"messages": HI}, **{"Content-Type": None}), 415, "application/json"),
+        (ask(port, b"x" * 12_000_000), 413, "larger than 1,048,576 bytes"),
         (ask(port, b"", "/v1/nothing"), 404, "no such path"),
         (ask(port, b"", "/../../etc/passwd", "GET"), 404, "no such path"),
         (ask(port, b"", "/v1/chat/completions", "GET"), 405, "no such method"),
@@ -162,6 +181,34 @@ def test_other_errors_have_openais_shape(port, client):
         assert status == want and set(body) == {"error"} and message in body["error"]["message"], body
         assert set(body["error"]) == {"message", "type", "param", "code"}
         assert "access-control-allow-origin" not in headers
+
+
+def test_the_type_of_a_body_may_have_parameters(port):
+    how = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert ask(port, {"messages": HI, "max_tokens": 1}, **how)[0] == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(port, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        answer = b""
+        while piece := connection.recv(1 << 16):  # and the connection is closed
+            answer += piece
+    assert b"408 Request Timeout" in answer and b"\r\nconnection: close\r\n" in answer
+    assert b'{"error": {"message": "the body did not arrive' in answer
+
+
+def test_a_client_that_leaves_in_its_body_is_no_failure(port, caplog):
+    logger = logging.getLogger("uvicorn")
+    logger.addHandler(caplog.handler)
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        health(port), health(port)  # by then it was seen
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_body_of_nothing_but_mistakes_is_refused_by_the_first(port):
@@ -183,6 +230,16 @@ def test_a_body_of_nothing_but_mistakes_is_refused_by_the_first(port):
 def test_huge_numbers_are_limits_like_others(port):
     status, _, body = ask(port, {"messages": HI, "max_tokens": 10**18, "temperature": 1e-300, "top_p": 5e-324})
     assert status == 200 and body["usage"]["total_tokens"] <= 64
+    _, _, body = ask(port, {"messages": HI, "max_tokens": 10**18, "max_completion_tokens": 2})  # the newer name counts
+    assert body["usage"]["completion_tokens"] <= 2
+
+
+def test_the_page_may_talk_to_this_server_and_be_in_no_frame(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
+        policy = page.headers["Content-Security-Policy"].split("; ")
+        assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "form-action 'none'"} <= set(policy)
+    assert not any("unsafe" in part or "http" in part for part in policy)
 
 
 def test_a_key_is_asked_for_everywhere_but_on_the_page_and_for_health(assistant):

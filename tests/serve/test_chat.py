@@ -43,17 +43,36 @@ def piped(monkeypatch, chat, text: str) -> None:
 
 def test_a_conversation_is_the_prompt_and_the_oldest_exchange_goes_first(script, chat, monkeypatch, capsys):
     prompts = spy(chat, monkeypatch)
-    piped(monkeypatch, chat, "/system S\none\ntwo\nthree\n")
+    piped(monkeypatch, chat, "/system S\none\ntwo\nthree\n/reset\nfour\nfive\n")
     first, second = "user: one\nassistant:", "user: two\nassistant:"
     assert prompts == [
         f"system: S\n{first}",
         f"system: S\n{first}abcd\n{second}",  # 54 bytes; 4 are kept free of 64
         f"system: S\n{second}abcd\nuser: three\nassistant:",
+        "system: S\nuser: four\nassistant:",
+        "system: S\nuser: four\nassistant:abcd\nuser: five\nassistant:",
     ]
     out, err = capsys.readouterr()
-    assert out == "abcd\n" * 3
+    assert out == "abcd\n" * 5
     assert "1 of the oldest exchanges no longer fit" in err and err.count("oldest") == 1
-    assert len(chat.messages()) == 7  # all of it, for /save
+
+
+def test_what_the_model_sees_no_more_is_still_saved(script, chat):
+    for question in ("one", "two", "three"):
+        list(chat.ask(question))
+    list(chat.ask("x" * 30))
+    assert chat.dropped > 0 and len(chat.messages()) == 8
+
+
+def test_a_quarter_of_the_context_is_kept_for_the_answer(script, chat, monkeypatch):
+    prompts = spy(chat, monkeypatch)
+    script.text = [ord("a"), 256]  # "a" and end-of-text
+    chat.max_new_tokens = 1000
+    list(chat.ask("q"))
+    for question, length in (("x" * 11, 48), ("x" * 12, 29)):  # 48 tokens leave 16 of 64; 49 do not, so "q" goes
+        list(chat.ask(question))
+        assert len(prompts[-1]) == length
+        del chat.history[2:]
 
 
 def test_commands(script, chat, monkeypatch, tmp_path, capsys):
@@ -67,16 +86,61 @@ def test_commands(script, chat, monkeypatch, tmp_path, capsys):
     assert json.loads(saved.read_text()) == {"messages": [{"role": "user", "content": "one"}, answer]}
     out, err = capsys.readouterr()
     assert out == "a\N{REPLACEMENT CHARACTER}[2Jz\n" * 2 and "/system TEXT" in err
-    for line, message in ((f"/save {saved}", "exists"), ("/save", "the name of a file"), ("/nothing", "no /nothing")):
+    for line, message in [
+        (f"/save {saved}", "exists"), ("/save", "the name of a file"), ("/nothing", "no /nothing"),
+        ("/save ~nobody-of-that-name/a", "give another name"), (f"/save {'a' * 300}", "cannot write a"),
+        ("/save a\0b", "give another name"), (f"/save {tmp_path}/nowhere/a", "cannot write"),
+    ]:  # fmt: skip
         with pytest.raises(GptfastError, match=message):
             piped(monkeypatch, chat, line)
 
 
-def test_a_question_that_does_not_fit_is_refused_and_an_empty_answer_forgotten(script, chat):
+def test_a_question_that_does_not_fit_is_refused_and_an_empty_answer_forgotten(script, chat, monkeypatch):
+    prompts = spy(chat, monkeypatch)
+    list(chat.ask("one"))
     with pytest.raises(GptfastError, match="context holds 64"):
         list(chat.ask("x" * 60))
+    list(chat.ask("two"))
+    assert prompts[-1] == "user: one\nassistant:abcd\nuser: two\nassistant:"  # what was refused has dropped nothing
+    chat.reset()
     script.text = b"\n"
     assert "".join(chat.ask("q")).strip() == "" and chat.messages() == []
+
+
+def test_a_block_that_is_not_closed_is_a_message(script, chat, monkeypatch):
+    prompts = spy(chat, monkeypatch)
+    piped(monkeypatch, chat, '"""/a\nb')
+    assert prompts == ["user: /a\nb\nassistant:"]
+
+
+def test_where_the_output_is_a_file_it_holds_the_answers_only(script, chat, monkeypatch, capsys):
+    lines = iter(["/nothing", "q", "/quit"])  # a mistake at the keyboard does not end the chat
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda prompt: (asked.append(prompt), next(lines))[1])
+    terminal = Terminal(chat)
+    terminal.interactive = True
+    terminal.run()
+    out, err = capsys.readouterr()
+    assert out == "abcd\n" and asked == [""] * 3 and err.count("> ") == 3  # input() writes to the output
+    assert "error: there is no /nothing" in err
+
+
+def test_a_character_that_the_output_cannot_show_is_escaped(assistant, tmp_path, monkeypatch):
+    assistant.model.save_pretrained(tmp_path / "m")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    main([str(tmp_path / "m"), "--encoding", "bytes", "--seed", "1", "--max-new-tokens", "20", "--device", "cpu"])
+    assert b"\\ufffd" in out.buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_model_that_failed_is_said_each_time(script, chat):
+    script.step = lambda tokens, rows=None: 1 / 0
+    with pytest.raises(GptfastError, match="the model failed: division by zero"):
+        list(chat.ask("q"))
+    with pytest.raises(GptfastError, match="the model failed; /save"):
+        list(chat.ask("q"))
 
 
 def test_the_seed_decides(assistant):
@@ -86,6 +150,13 @@ def test_the_seed_decides(assistant):
         texts.append("".join(chat.ask("hello")))
         chat.close()
     assert texts[0] == texts[1] != texts[2]
+    chat = Chat(assistant, Sampling(1.0), 20, 1)
+    again = []
+    for _ in range(2):
+        again.append("".join(chat.ask("hello")))
+        chat.reset()
+    chat.close()
+    assert again[0] == texts[0] != again[1]  # the same question, another answer
 
 
 def test_an_answer_that_is_left_stops(script, chat):
@@ -98,6 +169,22 @@ def test_an_answer_that_is_left_stops(script, chat):
     assert chat.finish == "cancelled" and chat.messages()[1]["content"] == "a"
     script.gate.release(100)
     assert next(chat.ask("again")) == "a"
+
+
+def test_what_was_left_in_a_hurry_is_not_the_next_answer(script, chat, monkeypatch):
+    """Ctrl-C twice: the second comes while the first is waited for."""
+    script.gate = threading.Semaphore(3)
+    chat.max_new_tokens = 1000
+    pieces = chat.ask("q")
+    assert next(pieces) == "a"
+    cancel = chat._engine.cancel
+    with monkeypatch.context() as once:
+        once.setattr(chat._engine, "cancel", lambda generations: (cancel(generations), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            pieces.close()
+    script.gate.release(100)
+    chat.max_new_tokens = 4
+    assert "".join(chat.ask("again")) == "abcd" and chat.finish == "length"
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,12 @@ def refused(capsys, *argv: object) -> str:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a process of its own")
-def test_it_serves_and_ends_at_ctrl_c_in_the_middle_of_an_answer(folder):
+def test_it_serves_and_ends_at_ctrl_c_in_the_middle_of_an_answer(folder, tmp_path):
+    # Installed beside uvicorn it would be used, and reads headers of any size.
+    (tmp_path / "httptools.py").write_text("raise AssertionError('httptools must not be used')")
     command = [sys.executable, "-c", SLOW, "serve", str(folder), "--encoding", "bytes", "--port", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
     try:
         said = server.stderr.readline() + server.stderr.readline()
         url = re.search(r"http://127.0.0.1:\d+", said)[0]
@@ -102,9 +105,9 @@ def test_a_classifier_is_one_clear_error(capsys, folder, assistant, tmp_path):
 
     shutil.copytree(folder, tmp_path / "best")
     values = json.loads((tmp_path / "best/config.json").read_text())
-    values["architectures"] = ["GPT2ForSequenceClassification"]
-    (tmp_path / "best/config.json").write_text(json.dumps(values))
-    assert "holds a classifier" in refused(capsys, tmp_path, "--port", 0)
+    for mark in ({"architectures": ["GPT2ForSequenceClassification"]}, {"gptfast_classifier": {}}):
+        (tmp_path / "best/config.json").write_text(json.dumps(values | mark))
+        assert "holds a classifier" in refused(capsys, tmp_path, "--port", 0)
     assert "no file or folder" in refused(capsys, tmp_path / "nothing", "--port", 0)
 
 

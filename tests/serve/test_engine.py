@@ -9,8 +9,10 @@ import pytest
 import torch
 from serving import until
 
+from gptfast import decode
 from gptfast.errors import GptfastError
 from gptfast.sampling import probabilities
+from gptfast.serve import engine as engine_module
 from gptfast.serve.engine import (
     Engine,
     Event,
@@ -62,7 +64,12 @@ def run(engine, *clients):
     return [client.result() for client in clients]
 
 
-def test_texts_beside_each_other_are_those_of_generate(engine, assistant):
+@pytest.mark.parametrize("part", [8, 256])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_texts_beside_each_other_are_those_of_generate(engine, assistant, monkeypatch, part, compiled):
+    monkeypatch.setattr(engine_module, "PART", part)
+    if not compiled:  # the step of all rows then writes into those that are half read, too
+        monkeypatch.setattr(decode, "_cpu_step", lambda model: None)
     prompts = [list(b"one"), list(b"a second prompt"), [EOT], list(b"the fourth"), list(b"x" * 50)]
     clients = [Client(prompt) for prompt in prompts]  # five on three rows, of different lengths
     model = assistant.model
@@ -115,6 +122,22 @@ def test_ids_that_are_no_token_are_never_drawn(engine, script):
     assert client.generation.last <= EOT
 
 
+def test_a_token_without_bytes_is_no_text(assistant, script):
+    class Gap:  # as between the tokens and the special tokens of cl100k_base
+        n_vocab, eot_token = 257, EOT
+
+        def decode_bytes(self, tokens):
+            if tokens == [ord("c")]:
+                raise KeyError(tokens)
+            return bytes(tokens)
+
+    e = Engine(assistant.model, Gap(), 1, 1)
+    e.start()
+    assert run(e, Client(b"p", 5)) == [("abde", "length")]
+    e.close()
+    e.join()
+
+
 def test_characters_and_stop_strings_across_tokens(engine, script):
     script.text = "né€😀, and then".encode()
     e = engine()
@@ -135,17 +158,58 @@ def test_the_context_ends_a_text(engine):
             engine().submit([Client(prompt).generation])
 
 
-def test_a_waiting_prompt_delays_others_by_one_prompt_at_most(engine, script):
+def test_prompts_are_read_in_parts_and_in_turn_between_the_steps_of_others(engine, script, monkeypatch):
+    monkeypatch.setattr(engine_module, "PART", 8)
     e = engine(rows=4, start=False)
-    clients = [Client(b"a", 12) for _ in range(7)]
+    clients = [Client(b"p" * n, 12) for n in (9, 20, 12, 1, 1)]  # the last waits for a row
     e.submit([client.generation for client in clients])
     e.start()
     for client in clients:
         assert client.result() == ("abcdefghijab", "length")
-    rounds = [[("prefill", [row]), ("step", list(range(row + 1)))] for row in range(4)]
-    assert script.calls[:8] == [call for calls in rounds for call in calls]
-    kinds = [kind for kind, _ in script.calls]
-    assert kinds.count("prefill") == 7 and ("prefill", "prefill") not in zip(kinds, kinds[1:], strict=False)
+    assert script.calls[:9] == [
+        ("read", [0] * 9), ("step", [0]),  # the first holds up nobody
+        ("read", [1] * 8), ("step", [0]),
+        ("read", [2] * 8), ("step", [0]),
+        ("read", [3]), ("read", [1] * 6), ("step", [0, 3]),  # a short one counts as a quarter of a part
+    ]  # fmt: skip
+    assert script.calls[9:12] == [("read", [2] * 4), ("read", [1] * 4), ("step", [0, 2, 3])]
+
+
+def test_no_part_is_too_small_to_be_worth_reading_the_weights(engine, script, monkeypatch):
+    monkeypatch.setattr(engine_module, "PART", 8)
+    e = engine(rows=3, start=False)
+    e.submit([Client(b"p" * n, 30).generation for n in (1, 7, 20)])
+    for _ in range(2):
+        e._next_round(), e._read()
+    assert script.calls == [("read", [0]), ("read", [1] * 7)]  # and not one token of the third
+
+
+def test_the_first_tokens_of_a_round_do_not_wait_for_its_other_prompts(engine, script):
+    e, order = engine(start=False), []
+    running, *others = (Generation(list(b"p"), 9, lambda event: order.append(event.generation)) for _ in range(3))
+    e.submit([running])
+    read = script.read
+    script.read = lambda idx, row, start: (order.append(row), read(idx, row, start))[1]
+    e._next_round(), e._read()
+    e.submit(others)
+    e._next_round(), e._read()
+    assert order == [0, running, 1, others[0], 2, others[1]]
+
+
+@pytest.mark.parametrize("how", ["a text", "a prompt that is half read"])
+def test_who_comes_into_a_row_that_was_left_gets_a_text_of_his_own(engine, assistant, monkeypatch, how):
+    monkeypatch.setattr(engine_module, "PART", 8)
+    e = engine(rows=2, start=False)
+    running, gone, next_ = Client(b"r"), Client(b"g" * (2 if how == "a text" else 40)), Client(b"n" * 20, 9)
+    alone = run(engine(), Client(b"n" * 20, 9))
+    e.submit([client.generation for client in (running, gone, next_)])
+    for _ in range(3):
+        e._next_round(), e._read(), e._step()
+    assert gone.generation.read == (2 if how == "a text" else 16)
+    e.cancel([gone.generation])
+    e.start()
+    assert [next_.result()] == alone and gone.result()[1] == "cancelled"
+    assert running.result() == run(engine(), Client(b"r"))[0]
 
 
 def test_who_leaves_frees_the_row_at_once(engine, script):

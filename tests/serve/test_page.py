@@ -91,6 +91,13 @@ def test_errors_are_said_and_the_key_is_asked_for(assistant, script, page):
         send(page, "x" * 80)
         api.expect(page.get_by_role("alert")).to_contain_text("context holds 64")
         api.expect(page.get_by_label("Message (Enter")).to_have_value("x" * 80)  # what was typed is not lost
+        api.expect(page.locator(".message")).to_have_count(0)
+        held = []
+        page.route("**/v1/chat/completions", lambda route: held.append(route))
+        send(page, "q")
+        page.get_by_label("Message (Enter").fill("typed meanwhile")
+        held[0].abort()
+        api.expect(page.get_by_label("Message (Enter")).to_have_value("q\ntyped meanwhile")
 
 
 def test_every_control_has_a_name_and_the_keyboard_reaches_it(port, page):
