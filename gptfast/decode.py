@@ -53,14 +53,18 @@ class Decoder:
         self.graph: _Graph | None = None  # recorded by the first step: a text of one token needs none
 
     @torch.no_grad()
-    def prefill(self, idx: Tensor, row: int = 0) -> Tensor:
-        """Begin rows `row`, `row` + 1 ... anew with idx int64 [n, T]; logits [n, V] of what follows."""
+    def prefill(self, idx: Tensor, row: int = 0, start: int = 0) -> Tensor:
+        """Begin rows `row`, `row` + 1 ... anew with idx int64 [n, T]; logits [n, V] of what follows. A long text can be
+        read in parts: idx then follows the first `start` tokens, which stay.
+        """
         n, T = idx.shape
         if not 0 <= row <= len(self.lengths) - n:
             raise GptfastError(f"rows {row} to {row + n - 1} are not all among the {len(self.lengths)} of this decoder")
         rows = slice(row, row + n)
-        x = self.model.hidden(idx, cache=KVCache(self.cache.k[:, rows], self.cache.v[:, rows]))
-        self.lengths[rows] = [T] * n
+        if any(length < start for length in self.lengths[rows]):
+            raise GptfastError(f"rows {row} to {row + n - 1} do not all hold {start} tokens to follow")
+        x = self.model.hidden(idx, cache=KVCache(self.cache.k[:, rows], self.cache.v[:, rows], start))
+        self.lengths[rows] = [start + T] * n
         self.stale = True
         return self.model.lm_head(x[:, -1])
 

@@ -138,6 +138,21 @@ def test_rows_grow_apart(native):
     assert decoder.lengths == [len(text) for text in texts]
 
 
+def test_a_prompt_in_parts_is_the_whole_prompt():
+    model = make()
+    decoder = Decoder(model, 3)
+    a, b = (torch.randint(97, (1, n), generator=torch.Generator().manual_seed(n)) for n in (11, 5))
+    decoder.prefill(a[:, :4], 1)
+    torch.testing.assert_close(decoder.prefill(b, 2), model(b)[:, -1], atol=2e-5, rtol=1e-4)  # another one between
+    decoder.prefill(a[:, 4:5], 1, 4)
+    torch.testing.assert_close(decoder.prefill(a[:, 5:], 1, 5), model(a)[:, -1], atol=2e-5, rtol=1e-4)
+    assert decoder.lengths == [0, 11, 5]
+    more = torch.cat([a, torch.tensor([[3]])], dim=1)
+    torch.testing.assert_close(decoder.step(torch.tensor([3]), [1]), model(more)[:, -1], atol=2e-5, rtol=1e-4)
+    with pytest.raises(gptfast.GptfastError, match="do not all hold 6 tokens"):
+        decoder.prefill(b, 2, 6)
+
+
 def test_a_full_row_is_refused():
     decoder = Decoder(make(), 2)
     decoder.prefill(torch.zeros(1, 16, dtype=torch.long), 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..decode import Decoder
 from ..errors import GptfastError
-from ..model import GPT, KVCache
+from ..model import GPT
 from ..sampling import TextStream, probabilities
 
 # Tokens of prompts that a round reads; each part counts as a quarter at least, because the weights are read for it. On
@@ -100,18 +100,6 @@ def draw(logits: Tensor, uniform: Sequence[float], sampling: Sampling) -> Tensor
     return torch.searchsorted(mass, at, right=True).where(total > 0, -1)[:, 0]
 
 
-class PartDecoder(Decoder):
-    """A Decoder that reads prompts in parts."""
-
-    @torch.no_grad()
-    def read(self, idx: Tensor, row: int, start: int) -> Tensor:
-        """Logits [1, V] of what follows idx int64 [1, T], which follows the first `start` tokens of `row`."""
-        cache = KVCache(self.cache.k[:, row : row + 1], self.cache.v[:, row : row + 1], start)
-        x = self.model.hidden(idx, cache=cache)
-        self.lengths[row], self.stale = cache.length, True
-        return self.model.lm_head(x[:, -1])
-
-
 class Engine:
     """rows: texts made at a time. waiting: requests that may wait for a row; more are refused.
 
@@ -126,7 +114,7 @@ class Engine:
         self.context, self.vocab_size = model.config.context_length, model.config.vocab_size
         self.deliver = deliver or put_all
         self.failure: Exception | None = None
-        self._decoder = PartDecoder(model, rows)
+        self._decoder = Decoder(model, rows)
         self._rows: list[Generation | None] = [None] * rows  # only the thread touches these three
         self._unread: deque[int] = deque()  # rows whose prompt is not yet read to its end, in turn
         self._events: list[Event] = []
@@ -241,7 +229,7 @@ class Engine:
             g = self._rows[row]
             assert g is not None
             part = g.prompt[g.read : g.read + room]
-            logits = self._decoder.read(torch.tensor([part], device=self._decoder.device), row, g.read)
+            logits = self._decoder.prefill(torch.tensor([part], device=self._decoder.device), row, g.read)
             g.read += len(part)
             if g.read < len(g.prompt):
                 self._unread.append(row)

@@ -28,7 +28,7 @@ def assistant() -> Assistant:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script(b"abcdefghij")
-    monkeypatch.setattr(engine_module, "PartDecoder", script)
+    monkeypatch.setattr(engine_module, "Decoder", script)
     return script
 
 

@@ -14,7 +14,7 @@ import gptfast
 
 
 class Script:
-    """Stands in for `PartDecoder`: row by row the tokens that `text` holds, whatever the prompt. `gate`: each step
+    """Stands in for `Decoder`: row by row the tokens that `text` holds, whatever the prompt. `gate`: each step
     waits for a permit, if there is one. `calls`: what the engine asked for.
     """
 
@@ -33,7 +33,7 @@ class Script:
             self.place[row] += 1
         return out
 
-    def read(self, idx: torch.Tensor, row: int, start: int) -> torch.Tensor:
+    def prefill(self, idx: torch.Tensor, row: int, start: int) -> torch.Tensor:
         self.calls.append(("read", [row] * idx.shape[1]))
         self.place[row] = 0
         return self.logits([row])

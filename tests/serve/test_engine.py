@@ -188,8 +188,8 @@ def test_the_first_tokens_of_a_round_do_not_wait_for_its_other_prompts(engine, s
     e, order = engine(start=False), []
     running, *others = (Generation(list(b"p"), 9, lambda event: order.append(event.generation)) for _ in range(3))
     e.submit([running])
-    read = script.read
-    script.read = lambda idx, row, start: (order.append(row), read(idx, row, start))[1]
+    read = script.prefill
+    script.prefill = lambda idx, row, start: (order.append(row), read(idx, row, start))[1]
     e._next_round(), e._read()
     e.submit(others)
     e._next_round(), e._read()
