@@ -33,6 +33,10 @@ std::size_t merge_in_registers(const Vocabulary& vocabulary, std::uint32_t* toke
         const std::uint32_t merged =
             bytes ? vocabulary.merge_bytes(bytes[i - 1], bytes[i]) : vocabulary.merge(part[i], part[i + 1]);
         initial[i] = key_of(merged, static_cast<int>(i));
+        if (bytes) {  // what is looked up if this merge is done: a new word seldom finds it in the cache
+            vocabulary.prefetch_merge(merged, part[i + 2]);
+            vocabulary.prefetch_merge(part[i - 1], merged);
+        }
     }
     for (std::size_t i = count; i < Keys::kSize; ++i) initial[i] = kNoToken;
     Keys keys(initial);

@@ -1,10 +1,17 @@
-// Streaming UTF-8 validation.
+// Streaming UTF-8 validation, and what its first byte says about a character.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 namespace gptfast {
+
+// The length in bytes of the character that starts with this byte (which is no continuation byte).
+inline std::size_t utf8_length(std::uint8_t first) {
+    return first < 0x80 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+}
+
+inline bool is_continuation(std::uint8_t byte) { return (byte & 0xC0) == 0x80; }
 
 // Checks that bytes arriving in chunks of any size are UTF-8 as RFC 3629 defines it: no overlong forms, no surrogates,
 // nothing past U+10FFFF. Offsets count bytes from the first byte ever fed and name the start of the first ill-formed

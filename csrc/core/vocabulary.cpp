@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "merge.hpp"
+#include "utf8.hpp"
 
 namespace gptfast {
 namespace {
@@ -38,6 +39,14 @@ std::string shown(std::string_view token) {
         }
     }
     return "b'" + text + (token.size() > 32 ? "...'" : "'");
+}
+
+std::uint8_t byte_at(std::string_view token, std::size_t i) { return static_cast<std::uint8_t>(token[i]); }
+
+bool ends_inside_character(std::string_view token) {
+    std::size_t start = token.size() - 1;
+    while (start > 0 && is_continuation(byte_at(token, start))) --start;
+    return token.size() - start < utf8_length(byte_at(token, start));
 }
 
 }  // namespace
@@ -185,6 +194,7 @@ bool Vocabulary::take_parts(const Parts& parts) {
 
 void Vocabulary::clear_parts() {
     byte_pairs_.assign(65536, kNoToken);
+    across_.assign(65536, kNoToken);
     parts_.assign(size(), {kNoToken, kNoToken});
     pairs_ = PairTable(size());
 }
@@ -193,8 +203,12 @@ void Vocabulary::set_parts(std::uint32_t rank, std::uint32_t left, std::uint32_t
     parts_[rank] = {left, right};
     pairs_.insert(left, right, rank);
     const std::string_view token = bytes(rank);
-    if (token.size() == 2)
-        byte_pairs_[std::size_t{static_cast<std::uint8_t>(token[0])} << 8 | static_cast<std::uint8_t>(token[1])] = rank;
+    const std::size_t middle = bytes(left).size();
+    const std::size_t meeting = std::size_t{byte_at(token, middle - 1)} << 8 | byte_at(token, middle);
+    if (token.size() == 2) byte_pairs_[meeting] = rank;
+    if (!is_continuation(byte_at(token, middle)) &&
+        (is_continuation(byte_at(token, 0)) || ends_inside_character(token)))
+        across_[meeting] = std::min(across_[meeting], rank);
 }
 
 // A token is only ever made by one merge: the last one of its own bytes, since until then no merge crosses its ends,
@@ -277,8 +291,8 @@ std::string_view Vocabulary::decode_sparse(std::uint32_t id) const {
 
 std::size_t Vocabulary::memory() const {
     return blob_.capacity() + decoded_.capacity() +
-           4 * (offsets_.size() + ids_.size() + index_.size() + byte_pairs_.size()) + 8 * parts_.size() +
-           sizeof(Place) * dense_.size() + pairs_.bytes();
+           4 * (offsets_.size() + ids_.size() + index_.size() + byte_pairs_.size() + across_.size()) +
+           8 * parts_.size() + sizeof(Place) * dense_.size() + pairs_.bytes();
 }
 
 }  // namespace gptfast

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "memory.hpp"
 #include "prefetch.hpp"
 
 namespace gptfast {
@@ -60,7 +61,7 @@ class PairTable {
         std::uint64_t entries[4] = {kEmpty, kEmpty, kEmpty, kEmpty};
     };
 
-    std::vector<Bucket> buckets_;
+    std::vector<Bucket, LargeAllocator<Bucket>> buckets_;
     std::size_t mask_;
     int shift_;
 };
@@ -97,6 +98,13 @@ class Vocabulary {
     // The two tokens whose merge makes `rank`; {kNoToken, kNoToken} for a single byte, and for a token that no sequence
     // of merges makes: tiktoken still uses that one where a whole pre-token equals it.
     std::pair<std::uint32_t, std::uint32_t> parts(std::uint32_t rank) const { return parts_[rank]; }
+
+    // Of all merges that meet where a character ends with the byte `left` and the next one begins with `right`, and
+    // that make a token which begins or ends inside a character: the lowest rank, or kNoToken.
+    std::uint32_t least_across(std::uint8_t left, std::uint8_t right) const {
+        return across_[std::size_t{left} << 8 | right];
+    }
+    void prefetch_merge(std::uint32_t left, std::uint32_t right) const { pairs_.prefetch_pair(left, right); }
 
     // Whether BPE leaves the two tokens, side by side, as they are. Ids of a longer text are right if and only if this
     // holds for each neighbouring two. Only where regular().
@@ -140,6 +148,7 @@ class Vocabulary {
     Parts parts_;
     PairTable pairs_;
     std::vector<std::uint32_t> byte_pairs_;  // [65536]
+    std::vector<std::uint32_t> across_;      // [65536]
     std::uint32_t byte_ranks_[256];
     bool regular_ = true, ids_are_ranks_ = true;
     std::vector<Special> specials_;

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "characters.hpp"
 #include "memory.hpp"
 #include "merge.hpp"
 
@@ -63,10 +64,7 @@ void WordTable::Free::operator()(void* p) const { std::free(p); }
 
 // Twice as many slots again as the vocabulary needs to be half full: the rest is for pre-tokens of several tokens.
 WordTable::WordTable(const Vocabulary& vocabulary)
-    : vocabulary_(vocabulary),
-      slots_(std::size_t{1} << 14),
-      shift_(64 - 14),
-      compatible_(std::size_t{1} << kCompatibleBits) {
+    : vocabulary_(vocabulary), slots_(std::size_t{1} << 14), shift_(64 - 14) {
     while (slots_ < 4 * vocabulary.size()) {
         slots_ *= 2;
         --shift_;
@@ -170,112 +168,21 @@ void WordTable::encode_long(const std::uint8_t* piece, std::size_t size, std::ui
     insert_long(hash, piece, size, out.begin() + begin, out.size() - begin);
 }
 
-// Text beyond ASCII: the tokens of each character are in the table, and few merges join characters, or those that do
-// join few of them. So BPE runs only where neighbouring characters are not compatible, and there from the characters'
-// tokens instead of bytes. That is right unless a merge of bytes crosses two characters before theirs are done: whether
-// all neighbours are compatible in the end tells.
 void WordTable::merge(const std::uint8_t* piece, std::size_t size, Tokens& out) {
     out.reserve(size + kReserve);
+    std::size_t count = 0;
     if (!vocabulary_.regular()) {  // a token that no merges make still stands for the piece that equals it
         const std::uint32_t whole = vocabulary_.find({reinterpret_cast<const char*>(piece), size});
         if (whole != kNoToken) return out.push(whole);
-        return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
+    } else if (std::any_of(piece, piece + size, [](std::uint8_t byte) { return byte >= 0x80; })) {
+        count = merge_characters(vocabulary_, piece, size, out.end());
     }
-    std::size_t characters = 0;
-    for (std::size_t i = 0; i < size; ++i) characters += (piece[i] & 0xC0) != 0x80;
-    if (characters <= 1 || characters == size) return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
-
-    const std::size_t first = out.size();
-    bool merged = false;
-    std::size_t run = first;  // where the tokens of the characters that must be merged start
-    std::size_t run_characters = 0;
-    const auto end_run = [&] {
-        if (run_characters > 1) {
-            const std::size_t count = merge_tokens(vocabulary_, out.begin() + run, out.size() - run);
-            out.truncate(run + count);
-            merged = true;
-        }
-        run = out.size();
-        run_characters = 0;
-    };
-    for (std::size_t at = 0; at < size;) {
-        std::size_t end = at + 1;
-        while (end < size && end - at < 4 && (piece[end] & 0xC0) == 0x80) ++end;
-        const std::size_t tokens = out.size();
-        if (end - at == 1) {
-            out.push(vocabulary_.byte_rank(piece[at]));
-        } else {
-            const Word character = word(piece + at, end - at, size - at);
-            encode(character, slot(character), out);
-        }
-        if (tokens > first && compatible(out.begin()[tokens - 1], out.begin()[tokens])) {
-            if (run_characters == 1) {
-                run = tokens;
-                run_characters = 0;
-            } else {  // the run ends before this character, whose tokens move up behind it
-                std::uint32_t moved[4];
-                const std::size_t count = out.size() - tokens;
-                std::memcpy(moved, out.begin() + tokens, count * sizeof *moved);
-                out.truncate(tokens);
-                end_run();
-                std::memcpy(out.end(), moved, count * sizeof *moved);
-                out.extend(count);
-            }
-        }
-        ++run_characters;
-        at = end;
-    }
-    end_run();
-    if (!merged) return;
-    for (std::size_t i = first + 1; i < out.size(); ++i)
-        if (!compatible(out.begin()[i - 1], out.begin()[i])) {
-            if (join_incompatible(piece, out, first)) return;
-            out.truncate(first);
-            out.reserve(size + kReserve);
-            return out.extend(byte_pair_merge(vocabulary_, piece, size, out.end()));
-        }
-}
-
-// The tokens from `first` on are `piece`. Takes the tokens on both sides of an incompatible boundary as one run of
-// bytes, encodes that, and so on until all neighbours are compatible. Gives up (false) where a run grows past
-// kMaxJoined bytes.
-bool WordTable::join_incompatible(const std::uint8_t* piece, Tokens& out, std::size_t first) {
-    constexpr std::size_t kMaxJoined = 48;
-    struct Run {
-        std::size_t begin, tokens;  // where it begins in the piece, and its tokens in `out`
-    };
-    scratch_.assign(out.begin() + first, out.end());
-    out.truncate(first);
-    std::vector<Run> runs;
-    std::size_t at = 0;
-    for (const std::uint32_t token : scratch_) {
-        const std::size_t end = at + vocabulary_.bytes(token).size();
-        std::size_t begin = at, tokens = out.size();
-        out.push(token);
-        while (!runs.empty() && !compatible(out.begin()[tokens - 1], out.begin()[tokens])) {
-            begin = runs.back().begin;
-            tokens = runs.back().tokens;
-            runs.pop_back();
-            if (end - begin > kMaxJoined) return false;
-            out.truncate(tokens);
-            out.reserve(kMaxJoined);
-            out.extend(byte_pair_merge(vocabulary_, piece + begin, end - begin, out.end()));
-        }
-        runs.push_back({begin, tokens});
-        at = end;
-    }
-    return true;
-}
-
-bool WordTable::compatible(std::uint32_t left, std::uint32_t right) {
-    const std::uint64_t key = std::uint64_t{left} << 21 | right;
-    std::uint64_t& known = compatible_[key * 0x9E3779B97F4A7C15 >> (64 - kCompatibleBits)];
-    if (known >> 1 != key + 1) known = (key + 1) << 1 | vocabulary_.compatible(left, right);
-    return known & 1;
+    if (count == 0) count = byte_pair_merge(vocabulary_, piece, size, out.end());
+    out.extend(count);
 }
 
 std::size_t WordTable::memory() const {
-    return slots_ * sizeof(Entry) + kLongSlots * sizeof(LongEntry) + 4 * (kOverflow + kArena) + 8 * compatible_.size();
+    return slots_ * sizeof(Entry) + kLongSlots * sizeof(LongEntry) + 4 * (kOverflow + kArena);
 }
 
 }  // namespace gptfast

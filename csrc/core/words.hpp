@@ -117,14 +117,12 @@ class WordTable {
     std::size_t memory() const;
 
   private:
-    static constexpr std::size_t kWindow = 61;   // tokens merged at once; a character has up to 4
     static constexpr std::uint32_t kInline = 3;  // tokens that an entry holds itself
     static constexpr std::size_t kMaxProbes =
         24;  // a word farther from its slot is not remembered: no text makes look-ups slow
     static constexpr std::size_t kOverflow = std::size_t{1} << 20;  // tokens
     static constexpr std::size_t kMaxLongBytes = 1024;              // longer pre-tokens are not remembered
-    static constexpr int kCompatibleBits = 15;
-    static constexpr std::size_t kArena = std::size_t{1} << 21;  // words of 4 bytes
+    static constexpr std::size_t kArena = std::size_t{1} << 21;     // words of 4 bytes
     static constexpr std::size_t kLongSlots = std::size_t{1} << 17;
     static const std::uint64_t kMask[Word::kMaxBytes + 1][2];
 
@@ -150,8 +148,6 @@ class WordTable {
                      std::size_t count);
     void encode_new(const Word& word, Tokens& out);
     void merge(const std::uint8_t* piece, std::size_t size, Tokens& out);
-    bool join_incompatible(const std::uint8_t* piece, Tokens& out, std::size_t first);
-    bool compatible(std::uint32_t left, std::uint32_t right);
 
     const Vocabulary& vocabulary_;
     std::unique_ptr<void, Free> memory_;
@@ -161,9 +157,6 @@ class WordTable {
     std::unique_ptr<std::uint32_t[], Free> overflow_, arena_;
     std::unique_ptr<LongEntry[], Free> long_entries_;
     std::size_t overflow_used_ = 0, long_used_ = 0, arena_used_ = 0;
-    std::vector<std::uint32_t> scratch_;
-    std::vector<std::uint64_t>
-        compatible_;  // what compatible() found lately: left, right, and the answer in the lowest bit
 };
 
 }  // namespace gptfast
