@@ -11,3 +11,5 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except GptfastError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; cases that were finished are in the file of --json, where one was named")

@@ -100,7 +100,7 @@ def attention(
     }
     context: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
     if setup.peers:
-        plain |= _peers(setup, B, T, window, documents, mask, dropout_p)
+        plain |= _peers(setup, T, D, window, documents, dropout_p)
         if not masked:
             for name, backend in BACKENDS.items():
                 if (setup.on_gpu or name.split()[1] in ("flash", "math")) and (T <= 4096 or name != "sdpa math"):
@@ -175,12 +175,13 @@ def _packed(form: Callable[..., Any], function: Callable[..., Tensor], given: di
 
 
 def _peers(
-    setup: Setup, B: int, T: int, window: int | None, documents: int | None, mask: Tensor | None, dropout_p: float
+    setup: Setup, T: int, D: int, window: int | None, documents: int | None, dropout_p: float
 ) -> dict[str, Attention]:
     found: dict[str, Attention] = {}
     if not setup.on_gpu:
         return found
-    if not dropout_p and T == 4096:  # it takes 10 s or more to compile, anew for each length and mask
+    # It takes 10 s or more to compile, anew for each length, head dimension, mask and direction.
+    if not dropout_p and T == 4096 and (D == 64 or not setup.quick):
         found["flex"] = _flex(T, window, documents)
     if not documents and importlib.util.find_spec("flash_attn"):
         found["flash-attn"] = _flash_attention(window, dropout_p)

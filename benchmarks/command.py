@@ -23,7 +23,7 @@ from . import machine
 from .suite import Row, Setup, run
 
 SECTIONS = {  # module, or module:function where it is not `cases`; the most important first
-    "kernels": ("attention", "rows", "linear_cross_entropy", "dispatch", "attention:features"),
+    "kernels": ("attention", "linear_cross_entropy", "rows", "dispatch", "attention:features"),
     "train": ("train",),
     "decode": ("decode",),
     "load": ("load",),

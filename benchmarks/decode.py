@@ -33,16 +33,20 @@ COMPARED = 8
 
 def cases(setup: Setup) -> Iterator[Case]:
     batches, new = setup.size(((1, 8, 64), 128), ((1, 8), 64), ((2,), 8))
-    if setup.quick and not setup.dry:
-        batches, new = ((1, 64), 128) if setup.on_gpu else ((1,), 32)
+    if setup.quick and not setup.dry:  # transformers takes a second or more for 64 tokens, eight times a case
+        batches, new = ((1, 64), 64) if setup.on_gpu else ((1,), 32)
     for dtype in (torch.bfloat16, torch.float32):
         models = Models(setup, dtype)
-        for B in batches:
+        for B in batches[:1] if setup.quick and dtype == torch.float32 else batches:
             yield generation(setup, models, B, new)
-            if dtype == torch.bfloat16:
+            if dtype == torch.bfloat16 and (B == batches[0] or not setup.quick):
                 yield generation(setup, models, B, new, top_k=50)
         for B in setup.size((1, 8), (), (2,)):
             yield prefill(setup, models, B, setup.size(1024, 0, 16))
+    if setup.on_gpu and setup.peers and importlib.util.find_spec("transformers"):
+        models = Models(setup, torch.bfloat16)
+        for B in batches:  # last, since it compiles for a minute for each
+            yield generation(setup, models, B, new, compiled=True)
 
 
 class Models:
@@ -86,8 +90,10 @@ class Models:
         return draw
 
 
-def generation(setup: Setup, models: Models, B: int, new: int, top_k: int | None = None) -> Case:
-    """Greedy, or drawn from the `top_k` likeliest."""
+def generation(
+    setup: Setup, models: Models, B: int, new: int, top_k: int | None = None, compiled: bool = False
+) -> Case:
+    """Greedy, or drawn from the `top_k` likeliest; `compiled`: beside transformers' compiled step alone."""
     sampled = top_k is not None
 
     def ours(idx: Tensor) -> Tensor:
@@ -107,13 +113,13 @@ def generation(setup: Setup, models: Models, B: int, new: int, top_k: int | None
     found = importlib.util.find_spec("transformers") is not None
     if setup.peers and found:
         forms["transformers"] = theirs
-        if setup.on_gpu and not sampled:  # transformers compiles the step itself where the cache has a fixed size
-            forms["transformers compiled"] = lambda idx: theirs(idx, cache_implementation="static")
+    if compiled:  # transformers compiles the step itself where the cache has a fixed size
+        forms = {"gptfast": ours, "transformers compiled": lambda idx: theirs(idx, cache_implementation="static")}
     config = models.config
     shape = f"{config.n_layer} layers of {config.n_embd}, B={B}, {PROMPT} + {new} tokens"
     weights = number_of_weights(config) * models.dtype.itemsize
     compared = found and not sampled and models.dtype == torch.float32 and B <= COMPARED
-    name = f"generate, top-k {top_k}" if sampled else "generate"
+    name = f"generate, top-k {top_k}" if sampled else "generate, compiled" if compiled else "generate"
     return Case(
         "decode", name, shape, str(models.dtype).removeprefix("torch."),
         models.inputs(B, PROMPT), {name: forward(form) for name, form in forms.items()}, work=B * new, unit="tokens/s",

@@ -1,30 +1,35 @@
 #!/usr/bin/env bash
 # Everything that a GPU is needed for, in one call of at most nine minutes, the most important first.
 #
-#     benchmarks/gpu_run.sh --out FOLDER [--only SECTION]... [--tune] [--dry]
+#     benchmarks/gpu_run.sh --out FOLDER [--only SECTION]... [--seconds N] [--tune] [--dry]
 #
-# Sections, each with its seconds: see the end of this file; --only takes those named (as often as there are sections),
-# --tune measures the launch tables first (kernels/launch_table.json; up to eight minutes more). --dry rehearses it all
-# without a GPU: builds, collects, runs a part of the kernels' tests in Triton's interpreter and every benchmark at a
-# tiny size.
+# Sections, each with the most seconds that it may take: see the end of this file. Together they would take longer than
+# --seconds (540); what there is no time for is said, and a second call with --only measures it (as often as there are
+# sections; `install` too, which the tokenizer and some models' tests need). --tune measures the launch tables first
+# (kernels/launch_table.json; up to eight minutes more). --dry rehearses it all without a GPU: builds, collects, runs a
+# part of the kernels' tests in Triton's interpreter and every benchmark at a tiny size.
 #
-# A section that fails or runs out of time is reported and does not stop the next. FOLDER gets summary.txt, a JSON file of
-# results for each benchmark (to be kept in benchmarks/results/MACHINE/) and gpu_run.tar.gz, with all logs. Needs no
-# network: what the machine's Python lacks is left out, and said. Wheels in the folder wheels/ (pip download tyro
-# docstring-parser typeguard -d wheels) are used where there are any. GPTFAST_COMMIT names the commit where git cannot.
+# A section that fails or runs out of time is reported and does not stop the next; what it had measured is kept. FOLDER
+# gets summary.txt, a JSON file of results for each benchmark (to be kept in benchmarks/results/MACHINE/) and
+# gpu_run.tar.gz, with all logs. Needs no network: what the machine's Python lacks is left out, and said. Wheels in the
+# folder wheels/ (pip download tyro docstring-parser typeguard -d wheels) are used where there are any. GPTFAST_COMMIT
+# names the commit where git cannot.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out="" only="" tune="" dry=""
+out="" only="" tune="" dry="" total=540
 while [ $# -gt 0 ]; do
     case "$1" in
         --out) out="${2:?--out needs a folder}"; shift 2 ;;
         --only) only+=" ${2:?--only needs a section} "; shift 2 ;;
+        --seconds) total="${2:?--seconds needs a number}"; shift 2 ;;
         --tune) tune=1; shift ;;
         --dry) dry=--dry; shift ;;
-        *) echo "usage: benchmarks/gpu_run.sh --out FOLDER [--only SECTION]... [--tune] [--dry]" >&2; exit 2 ;;
+        *) echo "usage: benchmarks/gpu_run.sh --out FOLDER [--only SECTION]... [--seconds N] [--tune] [--dry]" >&2; exit 2 ;;
     esac
 done
 [ -n "$out" ] || { echo "error: --out FOLDER is missing" >&2; exit 2; }
+[[ "$total" =~ ^[0-9]+$ ]] || { echo "error: --seconds is $total; it must be a whole number" >&2; exit 2; }
+[ -z "$tune" ] || total=$((total + 480))
 mkdir -p "$out" build || exit 2
 out="$(cd "$out" && pwd)"
 build="$PWD/build/gpu"
@@ -60,30 +65,41 @@ device() { [ -n "$dry" ] && echo cpu || echo cuda; }
 sanitizer() {
     [ -z "$dry" ] || { small; return; }
     command -v compute-sanitizer || { echo "compute-sanitizer is not on this machine"; return 1; }
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m gptfast.benchmarks \
-        kernels --dry --device cuda
+    # Not the cases "call of ...": the same kernels again. What an API call of PyTorch's returns is no error of memory.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 \
+        "$python" -m gptfast.benchmarks kernels --dry --device cuda --only forward backward "attention decode"
 }
 counters() {
     [ -z "$dry" ] || { echo "no GPU, no counters"; return; }
     command -v ncu || { echo "ncu is not on this machine"; return 1; }
-    ncu --clock-control none --section SpeedOfLight --section LaunchStats --section Occupancy --launch-count 24 \
+    # One launch of each kernel and grid; it prints what it found when the program ends, so this has to be short.
+    ncu --clock-control none --section SpeedOfLight --section LaunchStats --section Occupancy \
+        --filter-mode per-launch-config --launch-count 1 \
         --kernel-name 'regex:attention_(forward|backward|delta).*|norm_(forward|backward).*|gelu_.*|cross_entropy.*' \
-        "$python" -m gptfast.benchmarks kernels --quick --seconds 0 --only "attention forward" "attention backward" \
-        "layer_norm" "bias_gelu" "cross_entropy" --device cuda
+        "$python" -m gptfast.benchmarks kernels --quick --seconds 0 --device cuda --only "attention forward" \
+        "attention backward" "layer_norm forward" "layer_norm backward" "bias_gelu forward" "bias_gelu backward" \
+        "cross_entropy forward" "cross_entropy backward"
+}
+run_tests() { # PATH...   on all cores: kernels compile for most of the time, some tests for a minute
+    local workers=()
+    ! has xdist || workers=(-n "$(nproc)" --dist worksteal)
+    "$python" -m pytest -q -rfE --tb=short -p no:cacheprovider "${workers[@]}" "$@"
 }
 kernel_tests() {
-    local some=(tests/kernels --ignore tests/kernels/test_aot.py) workers=()
-    "$python" -m pytest --collect-only -q "${some[@]}" | tail -n 1
-    [ -z "$dry" ] || some=(tests/kernels/test_embed.py tests/kernels/test_dispatch.py)
-    ! has xdist || workers=(-n "$(nproc)") # kernels compile for most of the time
-    "$python" -m pytest -q -rfE --tb=short -p no:cacheprovider "${workers[@]}" "${some[@]}"
+    [ -z "$dry" ] || { run_tests tests/kernels/test_embed.py tests/kernels/test_dispatch.py; return; }
+    run_tests tests/kernels --ignore tests/kernels/test_aot.py
 }
 model_tests() {
-    "$python" -m pytest -q -rfE --tb=short -p no:cacheprovider ${dry:+--collect-only} tests/test_model.py tests/test_ops.py \
-        tests/test_precision.py tests/test_generate.py tests/test_decode.py tests/test_hf_attention.py \
-        tests/test_linear_cross_entropy.py tests/test_convergence.py tests/drop_in
+    run_tests ${dry:+--collect-only} tests/test_model.py tests/test_ops.py tests/test_precision.py tests/test_generate.py \
+        tests/test_decode.py tests/test_hf_attention.py tests/test_linear_cross_entropy.py tests/test_convergence.py \
+        tests/drop_in
 }
-tables() { table attention && table rows; }
+tables() {
+    local status=0
+    table attention || status=1
+    table rows || status=1
+    return "$status"
+}
 table() { "$python" -m "gptfast.benchmarks.tune_$1" --table kernels/launch_table.json; }
 breakdown() { "$python" -m gptfast.benchmarks.breakdown $dry --json "$out/breakdown.json"; }
 convergence() {
@@ -93,26 +109,41 @@ measured() { # NAME FLAG...   all of a benchmark's results, in one file
     local name="$1"; shift
     bench "$name" --peers --quick $dry --json "$out/$name.json" "$@"
 }
-training() { bench train --peers --budget 45 --seconds 0.5 $dry --json "$out/train.json"; } # compiling all peers takes longer
-tokenizer() { bench tokenizer data --peers --quick $dry --json "$out/tokenizer.json"; }
+kernels() { # where attention leaves a GPU that no longer answers, the others run in a process of their own
+    measured kernels && return
+    local status=$?
+    ! grep -q "the GPU no longer answers" "$logs/kernels.log" \
+        || bench kernels --peers --quick --json "$logs/kernels-rest.json" --only norm gelu embedding entropy
+    return "$status"
+}
+training() { bench train --peers --budget 35 --seconds 0.5 $dry --json "$out/train.json"; } # compiling all peers takes longer
+tokenizer() { bench data tokenizer --peers --quick $dry --json "$out/tokenizer.json"; } # of which data uses the GPU
 export out logs dry
-export -f has bench install_package small device sanitizer counters kernel_tests model_tests tables table breakdown convergence measured
-export -f training tokenizer
+export -f has bench install_package small device sanitizer counters run_tests kernel_tests model_tests tables table breakdown
+export -f convergence measured kernels training tokenizer
 
 summary=""
+[ -z "$dry" ] || total=$((10 * total)) # the interpreter is slow
 wanted() { [ -z "$only" ] || [[ "$only" == *" $1 "* ]]; }
 section() { # NAME SECONDS COMMAND...
-    local name="$1" limit="$2" start="$SECONDS"
+    local name="$1" limit="$2" start="$SECONDS" left=$((total - SECONDS))
     shift 2
     wanted "$name" || return 0
-    [ -z "$dry" ] || limit=$((10 * limit)) # the interpreter is slow
+    [ -z "$dry" ] || limit=$((10 * limit))
+    [ "$limit" -le "$left" ] || limit="$left"
     echo "== $name"
-    timeout --kill-after 5 "$limit" bash -c "$*" > "$logs/$name.log" 2>&1
+    if [ "$limit" -lt 15 ]; then # Python and torch alone take as long to start
+        summary+="$(printf '%-12s no time was left' "$name")"$'\n'
+        return 0
+    fi
+    # An interrupt, at which pytest still says what had failed.
+    timeout --signal INT --kill-after 5 "$limit" bash -c "$*" > "$logs/$name.log" 2>&1
     local status=$?
     tail -n 6 "$logs/$name.log" | cut -c 1-200
     summary+="$(printf '%-12s %s %4d s of %d' "$name" "$(case $status in 0) echo ok;; 124 | 137) echo 'out of time';; *) echo "exit $status";; esac)" \
         $((SECONDS - start)) "$limit")"$'\n'
     tar -czf "$out/gpu_run.tar.gz" -C "$build" logs # after each, so that a run that is cut off keeps what it has
+    printf '%s' "$summary" > "$out/summary.txt"
 }
 
 {
@@ -127,24 +158,28 @@ if wanted install; then
     timeout 200 bash -c install_package > "$logs/install.log" 2>&1 &
     installing=$!
 fi
-[ -z "$tune" ] || section tune 480 tables
+if [ -n "$tune" ]; then
+    section tune 480 tables
+    cp kernels/launch_table.json "$logs/" # the next section packs it
+fi
 section tests 100 kernel_tests
-section kernels 110 measured kernels
-section train 110 training
+section kernels 150 kernels
+section train 170 training
 if [ -n "$installing" ]; then
     wait "$installing" && status=ok || status="failed: $(tail -n 1 "$logs/install.log" | cut -c 1-120)"
     summary+="install      $status"$'\n'
 fi
-section decode 40 measured decode
-section breakdown 20 breakdown
-section models 40 model_tests
-section sanitizer 50 sanitizer
-section counters 25 counters
-section convergence 20 convergence
-section tokenizer 25 tokenizer
+section decode 90 measured decode
+section breakdown 40 breakdown
+section convergence 45 convergence
+section models 60 model_tests
+section sanitizer 90 sanitizer
+section counters 60 counters
+section tokenizer 60 tokenizer
 [ -n "$summary" ] || { echo "error: no section is named$only; the end of this file lists them" >&2; exit 2; }
 {
     cat "$logs/machine.txt"
     printf '%s' "$summary"
+    grep -hE '^(FAILED|ERROR) ' "$logs/tests.log" "$logs/models.log" 2> /dev/null | cut -c 1-160 | head -n 20
     "$python" -m gptfast.benchmarks.summary "$out"
 } 2>&1 | tee "$out/summary.txt"

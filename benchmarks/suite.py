@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gptfast.errors import GptfastError
 from gptfast.machine import synchronize
 
 from .machine import Peak
@@ -205,7 +206,7 @@ def _line(error: Exception) -> str:
 
 def run(cases: Iterator[Case], setup: Setup, section: str, only: Sequence[str] = ()) -> Iterator[list[Row]]:
     """The rows of each case, or of those whose name has a text of `only`; memory of one is given back before the next.
-    What cannot make a case ends its section.
+    What cannot make a case ends its section. Raises GptfastError where a case leaves a GPU that no longer works.
     """
     while True:
         try:
@@ -216,12 +217,22 @@ def run(cases: Iterator[Case], setup: Setup, section: str, only: Sequence[str] =
             yield [{"section": section, "case": "the next one", "shape": "", "dtype": "", "form": "gptfast",
                     "failed": _line(error)}]  # fmt: skip
             return
-        if not only or any(text in case.name for text in only):
-            yield measure(case, setup)
+        name = case.name
+        if not only or any(text in name for text in only):
+            try:
+                rows = measure(case, setup)
+            except Exception as error:  # what is not a form's own, such as no memory for fresh inputs
+                rows = [{"section": case.section, "case": name, "shape": case.shape, "dtype": case.dtype,
+                         "form": "gptfast", "failed": _line(error)}]  # fmt: skip
+            yield rows
         del case
         gc.collect()
         if setup.on_gpu:
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.synchronize(setup.device)
+                torch.cuda.empty_cache()
+            except RuntimeError as error:  # as after an illegal access: nothing runs any more in this process
+                raise GptfastError(f"the GPU no longer answers after {name!r}: {_line(error)}") from None
 
 
 class _Clock:

@@ -30,6 +30,7 @@ from . import models
 from .models import VOCAB, Loss, Step, Training
 from .suite import Call, Case, Setup
 
+Steps = dict[str, Callable[[], tuple[Training, Step]]]
 LR = 1e-6  # a step costs the same at any rate; at this one random tokens stay unlearned, so that losses can be checked
 # Dense bf16 FLOP/s of the data sheets, by the name that the driver gives.
 NOMINAL = {
@@ -42,7 +43,10 @@ def cases(setup: Setup) -> Iterator[Case]:
     try:
         for name, config, batches in sizes(setup):
             forms = Forms(setup, config)
-            yield forms.case(name, forms.best_batch(batches))
+            B = forms.best_batch(batches)
+            yield forms.case(f"{name} step", B, forms.steps())
+            # A case of its own: where time runs out while these compile, a minute each, the others are measured.
+            yield forms.case(f"{name} step, compiled", B, forms.compiled_steps())
             forms.clear()
     finally:
         default_memory(setup.device)
@@ -117,12 +121,12 @@ class Forms:
         if self.setup.on_gpu:
             torch.cuda.empty_cache()
 
-    def case(self, name: str, B: int) -> Case:
+    def case(self, name: str, B: int, steps: Steps) -> Case:
         c, T = self.config, self.config.context_length
         return Case(
-            "train", f"{name} step", f"B={B} T={T} L={c.n_layer} C={c.n_embd} V={c.vocab_size}",
+            "train", name, f"B={B} T={T} L={c.n_layer} C={c.n_embd} V={c.vocab_size}",
             str(self.setup.dtype).removeprefix("torch."), lambda: self.tokens(B),
-            {name: self._form(make) for name, make in self.steps().items()}, work=B * T, unit="tokens/s",
+            {name: self._form(make) for name, make in steps.items()}, work=B * T, unit="tokens/s",
             of=self.setup.matmul, need=flops_per_token(c) * B * T, yardstick="eager",
         )  # fmt: skip
 
@@ -131,25 +135,32 @@ class Forms:
         size = (2, B, self.config.context_length)
         return torch.randint(self.config.vocab_size, size, device=self.setup.device).unbind()
 
-    def steps(self) -> dict[str, Callable[[], tuple[Training, Step]]]:
-        """Compiled ones last: a budget that runs out is spent on them."""
+    @property
+    def transformers(self) -> bool:
+        return self.setup.peers and importlib.util.find_spec("transformers") is not None
+
+    def steps(self) -> Steps:
         setup = self.setup
-        hugging_face = setup.peers and importlib.util.find_spec("transformers") is not None
-        found: dict[str, Callable[[], tuple[Training, Step]]] = {"gptfast": self._ours, "eager": self._plain}
+        found: Steps = {"gptfast": self._ours, "eager": self._plain}
         if setup.on_gpu or (setup.dry and setup.triton):
             found["gptfast Triton"] = self._ours_in_triton
         if setup.peers and not setup.on_gpu:
             found["eager fp32"] = lambda: self._plain(bf16=False)
-        if hugging_face:
+        if self.transformers:
             found["transformers eager"] = lambda: self._hugging_face("eager")
             found["transformers sdpa"] = lambda: self._hugging_face("sdpa")
             found["gptfast.accelerate(transformers)"] = self._accelerated
             if setup.on_gpu and importlib.util.find_spec("liger_kernel"):
                 found["transformers + Liger"] = self._liger
-        found["gptfast + compile"] = lambda: self._ours(compiled=True)
-        if setup.peers:
+        return found
+
+    def compiled_steps(self) -> Steps:
+        """The most important first: a budget may leave out the last."""
+        found: Steps = {"gptfast": self._ours}
+        if self.setup.peers:
             found["nanoGPT compiled"] = lambda: self._plain(compiled=True)
-        if hugging_face:
+        found["gptfast + compile"] = lambda: self._ours(compiled=True)
+        if self.transformers:
             found["transformers compiled"] = lambda: self._hugging_face("sdpa", compiled=True)
         return found
 

@@ -29,6 +29,8 @@ from gptfast.kernels.launch import TABLE, Launch, architecture
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from gptfast.files import atomic_path
+
 from .attention import TOKENS
 
 CANDIDATES = {
@@ -203,7 +205,8 @@ def write(path: Path, new: list[dict[str, Any]]) -> None:
             not row["tma"],
         )
     )
-    path.write_text('{"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n", encoding="utf-8")
+    with atomic_path(path) as temporary:  # whatever is interrupted here, the kernels find a table
+        temporary.write_text('{"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n", encoding="utf-8")
 
 
 def main() -> int:
