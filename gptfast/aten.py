@@ -85,6 +85,7 @@ def decode_attention(
     window: int | None = None,
 ) -> Tensor:
     Tq, S, whole = q.shape[1], k_cache.shape[1], False
+    gqa = q.shape[2] != k_cache.shape[2]
     if q.device.type == "cpu" and lengths.numel() and not torch.compiler.is_compiling():
         # Each row's own keys, with nothing to hide: B = 8, S = 1,024 in bf16 takes 0.9 ms, and 11.7 where a mask needs
         # what it hides to be overwritten in a copy of the cache.
@@ -95,6 +96,9 @@ def decode_attention(
         start = 0 if window is None else max(0, ends[0] - Tq - window + 1)
         whole, S = ends[0] > 0, max(1, ends[0]) - start
         k_cache, v_cache = k_cache[:, start : start + S], v_cache[:, start : start + S]
+        if whole and Tq == 1:
+            heads_first = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
+            return F.scaled_dot_product_attention(*heads_first, scale=scale, enable_gqa=gqa).transpose(1, 2)
         lengths = lengths.clamp(0, start + S) - start
     position = lengths.clamp(0, S)[:, None] - Tq + torch.arange(Tq, device=q.device)  # [B, Tq]
     j = torch.arange(S, device=q.device)
@@ -104,8 +108,8 @@ def decode_attention(
     if not whole:  # what is not seen may hold NaN, which a weight of zero does not hide
         k_cache, v_cache = (x.masked_fill(~seen.any(1)[:, :, None, None], 0) for x in (k_cache, v_cache))
     y = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2), scale=scale,
-        attn_mask=None if whole and Tq == 1 else seen[:, None], enable_gqa=q.shape[2] != k_cache.shape[2],
+        q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2), attn_mask=seen[:, None], scale=scale,
+        enable_gqa=gqa,
     )  # fmt: skip
     return y.transpose(1, 2).masked_fill((position < 0)[:, :, None, None], 0)
 
