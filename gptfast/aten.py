@@ -97,8 +97,8 @@ def decode_attention(
         whole, S = ends[0] > 0, max(1, ends[0]) - start
         k_cache, v_cache = k_cache[:, start : start + S], v_cache[:, start : start + S]
         if whole and Tq == 1:
-            heads_first = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
-            return F.scaled_dot_product_attention(*heads_first, scale=scale, enable_gqa=gqa).transpose(1, 2)
+            q, k, v = q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=gqa).transpose(1, 2)
         lengths = lengths.clamp(0, start + S) - start
     position = lengths.clamp(0, S)[:, None] - Tq + torch.arange(Tq, device=q.device)  # [B, Tq]
     j = torch.arange(S, device=q.device)
