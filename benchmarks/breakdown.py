@@ -1,6 +1,6 @@
 """Where the time of a training step of gptfast's goes: torch's profiler, by kind of kernel.
 
-    python -m gptfast.benchmarks.breakdown [--size gpt2|gpt2-medium|tiny] [--batch B] [--json FILE] [--dry]
+    gptfast bench breakdown [--size gpt2|gpt2-medium|tiny] [--batch B] [--json FILE] [--dry]
 
 On a GPU the kernels of some steps, by name; gaps are what is left of a step's time on the device, measured without the
 profiler. On a CPU the operators' own time; gaps are what the profiled step spends outside of them.
@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -206,7 +205,7 @@ def show(found: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="gptfast.benchmarks.breakdown", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="gptfast bench breakdown", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=("gpt2", "gpt2-medium", "tiny"), default="gpt2")
     parser.add_argument("--batch", type=int, help="rows a step (on a GPU 32, 16 of gpt2-medium; on a CPU 4)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
@@ -229,10 +228,3 @@ def main(argv: list[str]) -> int:
     if options.json:
         write_json(options.json, found)
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except GptfastError as error:
-        sys.exit(f"error: {error}")

@@ -30,14 +30,18 @@ SECTIONS = {  # module, or module:function where it is not `cases`; the most imp
     "tokenizer": ("tokenizer",),
     "data": ("data",),
 }
+COMMANDS = {name: name.replace("-", "_") for name in ("breakdown", "convergence", "drop-in", "report", "compare")}
 SCHEMA = 1
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="gptfast bench", description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="gptfast bench report --help    plots and docs/benchmarks.md from the files of benchmarks/results/\n"
-        "gptfast bench compare --help   what became slower between two files, beyond the spread of its samples",
+        epilog="gptfast bench breakdown --help    where the time of a training step goes\n"
+        "gptfast bench convergence --help  losses of gptfast's model and the plain one, in one plot\n"
+        "gptfast bench drop-in --help      other models before and after gptfast.accelerate\n"
+        "gptfast bench report --help       plots and docs/benchmarks.md from the files of benchmarks/results/\n"
+        "gptfast bench compare --help      what became slower between two files, beyond the spread of its samples",
     )  # fmt: skip
     found.add_argument("sections", nargs="*", metavar="SECTION", help=f"all (default), {', '.join(SECTIONS)}")
     found.add_argument("--peers", action="store_true", help="measure all other implementations that are installed too")
@@ -55,12 +59,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Returns 1 when a form of gptfast failed or was wrong, else 0."""
-    if argv[:1] in (["report"], ["compare"]):
-        return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:])
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(f".{COMMANDS[argv[0]]}", __package__).main(argv[1:])
     options = parser().parse_args(argv)
     sections = list(SECTIONS) if options.sections in ([], ["all"]) else options.sections
     if unknown := [name for name in sections if name not in SECTIONS]:
-        raise GptfastError(f"no section {unknown[0]!r}; there are all, {', '.join(SECTIONS)}, report and compare")
+        raise GptfastError(f"no section {unknown[0]!r}; there are all, {', '.join((*SECTIONS, *COMMANDS))}")
     from gptfast.machine import choose_device
 
     device = choose_device(options.device)
@@ -174,11 +178,8 @@ def show(rows: list[Row]) -> None:
 
 
 def verdict(rows: list[Row]) -> int:
-    bad = [
-        row
-        for row in rows
-        if "failed" in row and row["form"].startswith(("gptfast", "the check")) or row.get("right") is False
-    ]
+    ours = ("gptfast", "the check")
+    bad = [row for row in rows if row.get("right") is False or ("failed" in row and row["form"].startswith(ours))]
     for row in bad:
         why = row.get("failed") or f"error {row.get('error')}, more than the rule allows"
         print(f"{row['section']}: {row['case']}, {row['shape']}, {row['dtype']}, {row['form']}: {why}")

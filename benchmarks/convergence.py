@@ -1,6 +1,6 @@
 """gptfast and a plain PyTorch GPT-2 trained side by side: same weights, same batches, same optimizer; losses overlaid.
 
-    python -m gptfast.benchmarks.convergence [--steps N] [--data SHARDS_OR_TEXT] [--out FOLDER] [--dry]
+    gptfast bench convergence [--steps N] [--data SHARDS_OR_TEXT] [--out FOLDER] [--dry]
 
 In bf16 where the device multiplies it: gptfast on its bf16 copy, the plain model under autocast. Without --data the
 text is made by a rule (an order-2 Markov chain), whose entropy is the loss that no model can beat. Steps take turns,
@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import math
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,7 +158,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="gptfast.benchmarks.convergence", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="gptfast bench convergence", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, help="300 on a GPU, 200 on a CPU")
     parser.add_argument("--data", type=Path, help="a folder of prepared tokens, or a UTF-8 text; else a text is made")
     parser.add_argument("--tokenizer", choices=("bytes", "gpt2"), default="bytes", help="of a text (default: bytes)")
@@ -202,10 +201,3 @@ def main(argv: list[str]) -> int:
         raise GptfastError(f"the losses are in {options.out}; their plot needs matplotlib: pip install matplotlib")
     plot(found, options.out / "losses.png")
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except GptfastError as error:
-        sys.exit(f"error: {error}")

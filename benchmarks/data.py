@@ -100,7 +100,7 @@ def preparation(setup: Setup, folder: Path) -> Case:
             seconds = time.perf_counter() - start
             return Timed(seconds, ids(np.array(file)))
 
-    forms: dict[str, Callable[[], Call]] = {"gptfast tokenizer alone": lambda: alone}
+    forms: dict[str, Callable[[], Call]] = {"tokenizer alone": lambda: alone}
     if importlib.util.find_spec("tyro") and importlib.util.find_spec("rich"):  # else there is no such command
         forms = {"gptfast": lambda: prepare, **forms}
     found = importlib.util.find_spec("tiktoken") is not None

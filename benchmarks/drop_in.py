@@ -1,6 +1,6 @@
 """Models before and after gptfast.accelerate: a training step, prefill and memory, in one process, taking turns.
 
-    python -m gptfast.benchmarks.drop_in [--models hf nanogpt book] [--batch 4] [--context 256] [--dtype bf16 fp32]
+    gptfast bench drop-in [--models hf nanogpt book] [--batch 4] [--context 256] [--dtype bf16 fp32]
         [--json F]
 
 GPT-2 124M with random weights, on a GPU if there is one. The median of each is printed with the ratio to the model's
@@ -57,7 +57,7 @@ def make(name: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="gptfast.benchmarks.drop_in", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="gptfast bench drop-in", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", default=["hf", "nanogpt", "book"], choices=["hf", "nanogpt", "book"])
     parser.add_argument("--dtype", nargs="*", default=["bf16"], choices=["bf16", "fp32"])
     parser.add_argument("--batch", nargs="*", type=int, default=[4])
@@ -113,10 +113,3 @@ def main(argv: list[str]) -> int:
         figures = {"context": options.context, "torch": torch.__version__, "device": device.type, "rows": rows}
         write_json(options.json, figures)
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except GptfastError as error:
-        sys.exit(f"error: {error}")

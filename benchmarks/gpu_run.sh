@@ -45,6 +45,7 @@ if ls wheels/*.whl > /dev/null 2>&1; then
 fi
 export PYTHONPATH="$build/view:$build/wheels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+export GPTFAST_EXAMPLES=12 # of each random test of the kernels: nearly every one is a kernel to compile
 [ -z "$dry" ] || export TRITON_INTERPRET=1
 for folder in /usr/local/cuda/bin "$(dirname "$(command -v "$python")")"; do [ ! -d "$folder" ] || PATH="$PATH:$folder"; done
 
@@ -101,9 +102,9 @@ tables() {
     return "$status"
 }
 table() { "$python" -m "gptfast.benchmarks.tune_$1" --table kernels/launch_table.json; }
-breakdown() { "$python" -m gptfast.benchmarks.breakdown $dry --json "$out/breakdown.json"; }
+breakdown() { bench breakdown $dry --json "$out/breakdown.json"; }
 convergence() {
-    "$python" -m gptfast.benchmarks.convergence $dry --out "$logs/convergence" && cp "$logs/convergence/losses.png" "$out/"
+    bench convergence $dry --out "$logs/convergence" && cp "$logs/convergence/losses.png" "$out/"
 }
 measured() { # NAME FLAG...   all of a benchmark's results, in one file
     local name="$1"; shift

@@ -44,7 +44,7 @@ Row = dict[str, Any]
 Call = Callable[[], Any]
 SAMPLE_S = 2e-3  # on a CPU a sample is as many calls as take this long: reading the clock is no part of what is timed
 LONG_S = 0.1  # a call of this length needs no untimed one before it
-SCALES = {"TFLOP/s": 1e12, "GFLOP/s": 1e9, "GB/s": 1e9, "MB/s": 1e6, "tokens/s": 1.0, "calls/s": 1.0}
+SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9, "MB/s": 1e6, "tokens/s": 1.0, "calls/s": 1.0}
 
 
 class Timed(NamedTuple):
@@ -139,8 +139,10 @@ def backward(function: Callable[..., Any]) -> Callable[..., Call]:
 
 
 def measure(case: Case, setup: Setup) -> list[Row]:
-    """Time a case's forms; one that raises gives a row with `failed` and costs the others nothing."""
-    labels: Row = {"section": case.section, "case": case.name, "shape": case.shape, "dtype": case.dtype}
+    """Time a case's forms; one that raises gives a row with `failed` and costs the others nothing. Raises what its
+    inputs raise.
+    """
+    labels = _labels(case)
     clock = _Clock(setup.device)
     samples: dict[str, list[float]] = {}
     missing: dict[str, dict[str, str]] = {}
@@ -148,11 +150,8 @@ def measure(case: Case, setup: Setup) -> list[Row]:
     plans: dict[str, tuple[int, bool]] = {}
     outputs: dict[str, Any] = {}
     call: Call | None = None
-    values: Any
-    try:
-        values, start = case.inputs(), time.perf_counter()
-    except Exception as error:
-        return [labels | {"form": "gptfast", "failed": f"its inputs: {_line(error)}"}]
+    values: Any = case.inputs()
+    start = time.perf_counter()
     for name, form in case.forms.items():
         if setup.budget is not None and time.perf_counter() - start > setup.budget:
             missing[name] = {"left_out": f"preparing the others took {setup.budget:g} s"}
@@ -200,6 +199,10 @@ def measure(case: Case, setup: Setup) -> list[Row]:
     return rows + [labels | {"form": name} | why for name, why in missing.items()]
 
 
+def _labels(case: Case) -> Row:
+    return {"section": case.section, "case": case.name, "shape": case.shape, "dtype": case.dtype}
+
+
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -222,8 +225,7 @@ def run(cases: Iterator[Case], setup: Setup, section: str, only: Sequence[str] =
             try:
                 rows = measure(case, setup)
             except Exception as error:  # what is not a form's own, such as no memory for fresh inputs
-                rows = [{"section": case.section, "case": name, "shape": case.shape, "dtype": case.dtype,
-                         "form": "gptfast", "failed": _line(error)}]  # fmt: skip
+                rows = [_labels(case) | {"form": "gptfast", "failed": _line(error)}]
             yield rows
         del case
         gc.collect()
@@ -293,9 +295,7 @@ def _check(rows: list[Row], outputs: dict[str, Any], reference: Any, yardstick: 
         own = errors[row["form"]]
         row["error"] = max(own, default=0.0)
         if row["form"].startswith("gptfast") and scales is not None:
-            row["right"] = all(
-                e <= 2 * s + _rounding(x) for e, s, x in zip(own, scales, expected, strict=True)
-            )  # fmt: skip
+            row["right"] = all(e <= 2 * s + _rounding(x) for e, s, x in zip(own, scales, expected, strict=True))
 
 
 def _errors(out: list[Tensor], expected: list[Tensor]) -> list[float]:

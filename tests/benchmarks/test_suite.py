@@ -120,7 +120,7 @@ def test_without_its_yardstick_nothing_is_said():
 
 def test_inputs_references_and_cases_that_cannot_be_made_are_rows(cases, capsys):
     good = {"gptfast": lambda x: lambda: Timed(1.0)}
-    (row,) = measure(case(good, inputs=lambda: 1 / 0), Setup(CPU, seconds=0))
+    ((row,),) = suite.run(iter([case(good, inputs=lambda: 1 / 0)]), Setup(CPU, seconds=0), "kernels")
     assert "ZeroDivisionError" in row["failed"]
     rows = by_form(measure(case(good, reference=lambda x: 1 / 0), Setup(CPU, seconds=0)))
     assert rows["gptfast"]["ms"] and "ZeroDivisionError" in rows["the check"]["failed"]
